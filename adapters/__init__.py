@@ -1,0 +1,1 @@
+"""The model: pixels in, probabilities out; no network, no threads, no SQL."""

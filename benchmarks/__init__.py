@@ -1,0 +1,1 @@
+"""Speed and memory of the daemon, measured with real processes and real peers; never tests."""

@@ -1,0 +1,185 @@
+"""TCP connections of the SCP: accepted here, run by the receiver, ended without waiting for silent peers."""
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from typing import Any, Protocol
+
+from pynetdicom import evt
+from pynetdicom.association import Association
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from daemon import doorstep
+from daemon.admission import Verdict
+from daemon.doorstep import Request
+from daemon.guard import GuardedSocket
+from daemon.limits import LimitError, Limits
+from daemon.log import event
+from daemon.reception.buffered import BufferedSocket
+from daemon.reception.message import Reception
+from daemon.reception.provider import FastProvider
+
+# A flood of connections is reported as a count, not line by line.
+_REPORT_S = 10.0
+
+
+class AssociationRunner(Protocol):
+    """Who runs an association: the receiver."""
+
+    limits: Limits
+    waiting: "Waiting"
+    reception: Reception | None
+
+    def admit(self, request: Request, address: str) -> Verdict:
+        """Judge a request; one that is let in has a place until :meth:`leave`."""
+
+    def leave(self) -> None:
+        """Give the place back."""
+
+    def run_association(self, assoc: Association, may: frozenset[str]) -> None:
+        """Run it to its end."""
+
+    def alarm(self, address: str, error: LimitError) -> None:
+        """Take note of a peer whose connection ended so."""
+
+
+def end(assoc: Any) -> None:
+    """Abort an association; a connection whose request is not through yet is just closed."""
+    if assoc.requestor.primitive is not None:
+        assoc.abort()
+        return
+    # Only the peer's side of the state machine ends this state (Sta2): let it see a closed connection.
+    with contextlib.suppress(OSError, AttributeError):
+        assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+
+
+class Waiting:
+    """The connections without an association: a bounded number, the oldest of which gives way."""
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._open: dict[int, socket.socket] = {}
+        self._lock = threading.Lock()
+        self._evicted = 0
+        self._reported = 0.0
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._open)
+
+    def add(self, connection: socket.socket) -> None:
+        """Take a connection in."""
+        with self._lock:
+            if len(self._open) >= self._maximum:
+                self._close(self._open.pop(next(iter(self._open))))
+                self._evicted += 1
+            # Not the descriptor: the next connection may get the same number.
+            self._open[id(connection)] = connection
+            report = self._evicted if time.monotonic() - self._reported > _REPORT_S else 0
+            if report:
+                self._evicted, self._reported = 0, time.monotonic()
+        if report:
+            reason = "too many connections without an association: the oldest was closed"
+            event("limit", key="receiver.maximum_connections", count=report, reason=reason)
+
+    def remove(self, connection: socket.socket) -> bool:
+        """Let a connection go; False when it had to give way meanwhile."""
+        with self._lock:
+            return self._open.pop(id(connection), None) is not None
+
+    def close_all(self) -> None:
+        """End every connection."""
+        with self._lock:
+            for connection in self._open.values():
+                self._close(connection)
+
+    @staticmethod
+    def _close(connection: socket.socket) -> None:
+        # Its own thread wakes up and closes it.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+class Server(ThreadedAssociationServer):
+    """pynetdicom's server, with a way back to the receiver."""
+
+    receiver: AssociationRunner
+    # Its handshake is made in the connection's thread: pynetdicom's own would block the next peer.
+    tls: ssl.SSLContext | None = None
+    # A thread of a peer that never ends must not keep the process.
+    daemon_threads = True
+    request_queue_size = 512
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Note a connection before its thread starts: threads come in any order, the oldest gives way."""
+        self.receiver.waiting.add(request)
+        super().process_request(request, client_address)
+
+
+class Connection(RequestHandler):
+    """One TCP connection: its association runs to the end in here."""
+
+    server: Server
+
+    def handle(self) -> None:
+        """Wait for an association request, and run the association."""
+        try:
+            request = self._request()
+            if request is None:
+                return
+            verdict = self.server.receiver.admit(request, self.client_address[0])
+            if verdict.reject is not None:
+                doorstep.reject(self.request, verdict.reject)
+                return
+            try:
+                assoc = self._association(request)
+                evt.trigger(assoc, evt.EVT_CONN_OPEN, {"address": self.client_address})
+                self.server.receiver.run_association(assoc, verdict.may)
+            finally:
+                self.server.receiver.leave()
+        except LimitError as error:
+            self._report(error)
+        finally:
+            # pynetdicom leaves a socket open whose peer went first.
+            self.request.close()
+
+    def _request(self) -> Request | None:
+        """Return the association request; None when the connection had to give way."""
+        receiver = self.server.receiver
+        deadline = time.monotonic() + receiver.limits.acse_timeout_s
+        # The plain socket under a later TLS one: shutting it down ends a handshake, too.
+        waiting = receiver.waiting
+        try:
+            if self.server.tls is not None:
+                plain = self.request
+                self.request = doorstep.handshake(plain, self.server.tls, receiver.limits.acse_timeout_s)
+                if not waiting.remove(plain):
+                    return None
+                waiting.add(self.request)
+            request = doorstep.await_request(self.request, receiver.limits, deadline)
+        except LimitError:
+            if not waiting.remove(self.request):
+                return None  # it gave way: counted, not told one by one
+            raise
+        return request if waiting.remove(self.request) else None
+
+    def _association(self, request: Request) -> Association:
+        assoc = self._create_association()
+        limits, reception = self.server.receiver.limits, self.server.receiver.reception
+        kind: type[GuardedSocket] = GuardedSocket
+        if reception is not None:
+            assoc.dul = FastProvider(assoc, reception, limits)
+            kind = BufferedSocket
+        else:
+            # The socket that it replaces has put "connection open" into the queue; its successor
+            # does it again.
+            assoc.dul.event_queue.get_nowait()
+        assoc.dul.socket = kind(assoc, self.request, request.pdu, limits, self._report)
+        return assoc
+
+    def _report(self, error: LimitError) -> None:
+        name = "limit" if error.key else "connection"
+        event(name, address=self.client_address[0], key=error.key, reason=error.reason)
+        self.server.receiver.alarm(self.client_address[0], error)

@@ -1,0 +1,307 @@
+"""Storage, Verification and Storage Commitment SCP: Success means that an instance is durable.
+
+The bytes of a data set go to the spool as they arrive, whatever its size; nothing is decoded
+beyond the UIDs. Statuses: PS3.4 B.2.3. Rejections: PS3.8 table 9-21.
+"""
+
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pynetdicom import AE, build_context, evt
+from pynetdicom.association import Association
+
+from daemon import dimse
+from daemon.admission import Admission, Peer, Verdict
+from daemon.audit import Trail, no_trail
+from daemon.commitment_service import CommitmentService
+from daemon.connections import Connection, Server, Waiting, end
+from daemon.doorstep import Request
+from daemon.incoming import IncomingProvider, set_no_delay
+from daemon.index import Index
+from daemon.limits import LimitError, Limits, plain_address
+from daemon.log import event
+from daemon.reception.choice import fast_reception
+from daemon.reception.provider import FastProvider
+from daemon.requestor import Destination
+from daemon.spool import Spool, StoredInstance
+from daemon.storing import store
+from daemon.tally import Tally
+
+
+class Receiver:
+    """The Storage SCP of this node.
+
+    Parameters
+    ----------
+    ae_title
+        Our AE title; a peer must call it unless ``check_called_ae`` is false.
+    host, port
+        Where to listen; port 0 takes a free one (see :attr:`port`).
+    pseudonym_key
+        For the studies in the log.
+    peers
+        Who may associate, from where, and what each may do.
+    accept_unknown_peers
+        Whether everybody else may, too.
+    require_called_ae_title
+        Whether a peer must call us by our own AE title.
+    private_sop_classes
+        UIDs of the site's own storage SOP classes.
+    limits
+        Bounds on what peers can take from us: sizes, numbers, times.
+    plain
+        Whether ``port`` is listened on, without encryption.
+    tls_port, tls
+        Where to listen for encrypted associations, and how to encrypt.
+    close_at_release
+        Whether a study is due as soon as the last association that sent it is released.
+    peer_node
+        How a peer is called for a storage commitment report; without it only its own association is used.
+    on_stored
+        Called after each instance is durable and indexed, in the association's thread: be quick.
+    trail
+        Where transfers and refusals are audited.
+    reception
+        ``fast`` or ``stock``: whether C-STORE requests are taken from the socket's buffer directly.
+    """
+
+    def __init__(
+        self,
+        ae_title: str,
+        host: str,
+        port: int,
+        spool: Spool,
+        index: Index,
+        pseudonym_key: bytes,
+        *,
+        peers: Sequence[Peer] = (),
+        accept_unknown_peers: bool = False,
+        require_called_ae_title: bool = True,
+        private_sop_classes: Iterable[str] = (),
+        limits: Limits | None = None,
+        plain: bool = True,
+        tls_port: int | None = None,
+        tls: ssl.SSLContext | None = None,
+        close_at_release: bool = False,
+        peer_node: Callable[[Peer], Destination] | None = None,
+        on_stored: Callable[[StoredInstance], None] | None = None,
+        trail: Trail | None = None,
+        reception: str = "fast",
+    ) -> None:
+        dimse.configure_pynetdicom()
+        self.ae_title = ae_title
+        self._address = (host, port)
+        self._spool, self._index, self._key = spool, index, pseudonym_key
+        self._admission = Admission(ae_title, peers, accept_unknown_peers, require_called_ae_title)
+        self.limits = limits or Limits()
+        self.waiting = Waiting(self.limits.maximum_connections)
+        self._close_at_release, self._on_stored = close_at_release, on_stored
+        self._trail = trail or no_trail()
+        self.reception = fast_reception(reception, spool, index, self.limits, on_stored)
+        self._ae = AE(ae_title=ae_title)
+        self._ae.maximum_pdu_size = self.limits.maximum_pdu_bytes
+        # The receiver counts by itself: a rejected association that lingers takes no place.
+        self._ae.maximum_associations = 1_000_000
+        dimse.configure_application(
+            self._ae, self.limits.acse_timeout_s, self.limits.dimse_timeout_s, self.limits.network_timeout_s
+        )
+        self._offer = dimse.Offer(private_sop_classes)
+        self.commitment = CommitmentService(
+            index.pledges, spool, self._node_of, lambda assoc: "commit" in self._tallies[assoc].may
+        )
+        self._peer_node = peer_node
+        self._tallies: dict[Association, Tally] = {}
+        self._places = 0
+        self._lock = threading.Lock()
+        self._plain, self._tls_port, self._tls = plain, tls_port, tls
+        self._servers: list[Server] = []
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on without encryption."""
+        return self._port_of(encrypted=False) or self._address[1]
+
+    @property
+    def tls_port(self) -> int:
+        """The port that is listened on with encryption; 0 for none."""
+        return self._port_of(encrypted=True)
+
+    def _port_of(self, *, encrypted: bool) -> int:
+        ports = (s.server_address[1] for s in self._servers if (s.tls is not None) == encrypted)
+        return int(next(ports, 0))
+
+    @property
+    def associations(self) -> int:
+        """How many associations are open, and connections that may still ask for one."""
+        with self._lock:
+            return self._places + len(self.waiting)
+
+    def start(self) -> None:
+        """Remove leftovers of an earlier run and listen.
+
+        Raises
+        ------
+        OSError
+            The address is taken or not ours.
+        """
+        self._spool.clean()
+        if self.reception is not None:
+            self.reception.start()
+        try:
+            if self._plain:
+                self._listen(self._address, None)
+            if self._tls is not None:
+                self._listen((self._address[0], self._tls_port or 0), self._tls)
+        except OSError:
+            for server in self._servers:
+                server.server_close()
+            self._servers.clear()
+            if self.reception is not None:
+                self.reception.close()
+            raise
+        for server in self._servers:
+            thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="receiver")
+            thread.start()
+            self._threads.append(thread)
+            outcome = "plain" if server.tls is None else "TLS"
+            port = server.server_address[1]
+            event("receiver started", port=port, called_ae=self.ae_title, outcome=outcome)
+
+    def _listen(self, address: tuple[str, int], tls: ssl.SSLContext | None) -> None:
+        server: Any = self._ae.make_server(
+            address,
+            contexts=[build_context(dimse.VERIFICATION)],
+            evt_handlers=[
+                (evt.EVT_REQUESTED, self._requested),
+                (evt.EVT_C_STORE, self._store),
+                (evt.EVT_RELEASED, self._released),
+                *self.commitment.handlers(),
+            ],
+            server_class=Server,
+            request_handler=Connection,
+        )
+        server.receiver, server.tls = self, tls
+        self._ae._servers.append(server)
+        self._servers.append(server)
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Stop listening, let open associations finish for a while, then abort what is left."""
+        if not self._servers:
+            return
+        for server in self._servers:
+            server.shutdown()
+        for thread in self._threads:
+            thread.join()
+        self.waiting.close_all()
+        deadline = time.monotonic() + timeout_s
+        while self._established() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with self._lock:
+            left = list(self._tallies)
+        for assoc in left:
+            end(assoc)
+        while self.associations and time.monotonic() < deadline + 5.0:
+            time.sleep(0.02)
+        self._servers, self._threads = [], []
+        if self.reception is not None:
+            self.reception.close()
+        self.commitment.stop()
+        event("receiver stopped", failed=len(left))
+
+    def _established(self) -> list[Association]:
+        """Associations with work to finish; a bare connection has none and is not waited for."""
+        with self._lock:
+            return [assoc for assoc in self._tallies if assoc.is_established]
+
+    # An association's life
+
+    def run_association(self, assoc: Association, may: frozenset[str]) -> None:
+        """Run one association to its end, then write its line and drop what it left unfinished."""
+        tally = Tally(may)
+        provider = IncomingProvider(assoc, self._spool, self.limits, tally.over)
+        assoc.dimse = provider
+        set_no_delay(assoc)
+        dul: Any = assoc.dul
+        is_fast = isinstance(dul, FastProvider)
+        if is_fast and "store" in may:
+            dul.serve(tally.take, tally.over)
+        with self._lock:
+            self._tallies[assoc] = tally
+        try:
+            assoc.start()
+            assoc.join()
+        finally:
+            provider.discard()
+            if is_fast:
+                dul.close()
+            tally.statuses.update(provider.refused)
+            with self._lock:
+                del self._tallies[assoc]
+                still_sent = {uid for other in self._tallies.values() for uid in other.studies}
+            self._finish(assoc, tally, still_sent)
+
+    def _finish(self, assoc: Association, tally: Tally, still_sent: set[str]) -> None:
+        if self._close_at_release and tally.outcome == "released" and tally.studies - still_sent:
+            self._index.mark_association_released(tally.studies - still_sent)
+        tally.write(assoc, self._key)
+        requestor: Any = assoc.requestor
+        calling_ae = requestor.primitive.calling_ae_title if requestor.primitive else ""
+        self._trail.received(calling_ae, requestor.address_info.address, tally.transfers(self._spool))
+
+    def alarm(self, address: str, error: LimitError) -> None:
+        """Audit a peer that TLS did not let in."""
+        if error.reason.startswith("TLS:"):
+            self._trail.refused("", plain_address(address), error.reason)
+
+    def admit(self, request: Request, address: str) -> Verdict:
+        """Judge an association request; one that is let in has a place until :meth:`leave`."""
+        address = plain_address(address)
+        verdict = self._admission.judge(request.calling_ae, request.called_ae, address)
+        with self._lock:
+            if verdict.reject is None and self._places >= self.limits.maximum_associations:
+                reason = "too many associations (receiver.maximum_associations)"
+                verdict = Verdict(dimse.REJECT_LIMIT, frozenset(), reason)
+            if verdict.reject is None:
+                self._places += 1
+        if verdict.reject is not None:
+            outcome = f"rejected: {verdict.reason}"
+            calling_ae, called_ae = request.calling_ae, request.called_ae
+            event("association", calling_ae=calling_ae, called_ae=called_ae, address=address, outcome=outcome)
+            self._trail.refused(request.calling_ae, address, verdict.reason)
+        return verdict
+
+    def leave(self) -> None:
+        """Give the place of an association back."""
+        with self._lock:
+            self._places -= 1
+
+    def _requested(self, requested: evt.Event) -> None:
+        """Offer what is proposed and we take."""
+        assoc: Any = requested.assoc
+        proposed = assoc.requestor.primitive.presentation_context_definition_list
+        assoc.acceptor.supported_contexts = self._offer.contexts(proposed)
+
+    def _released(self, released: evt.Event) -> None:
+        self._tallies[released.assoc].outcome = "released"
+
+    # C-STORE
+
+    def _store(self, request: evt.Event) -> Dataset:
+        """Answer one C-STORE request (PS3.7 9.1.1) that pynetdicom has received."""
+        tally = self._tallies[request.assoc]
+        answer = Dataset()
+        answer.Status, comment = tally.take(
+            lambda: store(request, tally.may, self._index, self._spool, self._on_stored)
+        )
+        if comment:
+            answer.ErrorComment = comment
+        return answer
+
+    def _node_of(self, calling_ae: str, address: str) -> Destination | None:
+        peer = self._admission.find(calling_ae, plain_address(address))
+        return self._peer_node(peer) if peer is not None and self._peer_node is not None else None

@@ -1,0 +1,266 @@
+"""Behind Success: what the journal holds becomes files and rows of the index, many at a time."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from daemon.errors import SpoolError
+from daemon.files import sync_file_system
+from daemon.index import Index
+from daemon.log import event
+from daemon.part import StoredInstance
+from daemon.reception.journal import Journal, Segment
+from daemon.reception.record import Page, Record, read_segment
+from daemon.reception.replay import JOURNAL, Replay, store
+from daemon.spool import Spool
+
+# Instances on their way from the journal to files: each holds a page.
+_PAGES = 32
+# Instances that enter the index together, and how long one waits for others, unless somebody
+# waits for it.
+_BATCH = 128
+_GATHER_S = 0.1
+# After this long without an instance a segment's files are made durable though it has room.
+_IDLE_S = 0.5
+_RETRY_S = 1.0
+_LOOK_S = 0.2
+# A journal that was left behind is tried so often while it cannot be taken in.
+_AGAIN_S = 5.0
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One acknowledged instance; ``stored`` once it is a file."""
+
+    record: Record
+    page: Page | None
+    segment: Segment
+    stored: StoredInstance | None = None
+
+
+class Settler:
+    """Moves instances from the journal to their places.
+
+    Parameters
+    ----------
+    spool, index
+        Their places.
+    """
+
+    def __init__(self, spool: Spool, index: Index) -> None:
+        self._spool = spool
+        self._index = index
+        self.journal = Journal(spool.root / JOURNAL)
+        self._replay = Replay(spool, index)
+        self._ready = threading.Condition()
+        self._waiting: deque[Arrival] = deque()
+        self._pages: list[Page] = []
+        self._made = 0
+        self._submitted = 0
+        self._settled = 0
+        self._wanted = 0
+        self._failing = False
+        self._closing = False
+        self._work = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Take in what an earlier run left in its journal, then be ready; what fails is tried again later."""
+        self._replay.begin()
+        with self._reported("journal"):
+            self.journal.grow()
+        for target in (self._settle, self._keep):
+            thread = threading.Thread(target=target, name=f"journal {target.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    # For associations
+
+    def page(self) -> Page | None:
+        """Return memory for an instance, or None when it had better be a file at once."""
+        with self._ready:
+            if self._failing or self._closing:
+                return None
+            if self._pages:
+                return self._pages.pop()
+            if self._made >= _PAGES:
+                # A moment's wait is shorter than a file's way to the disk.
+                self._ready.wait_for(lambda: bool(self._pages), 0.05)
+                return self._pages.pop() if self._pages else None
+            self._made += 1
+            return Page()
+
+    def give_back(self, page: Page) -> None:
+        """Take memory back."""
+        page.used = 0
+        with self._ready:
+            self._pages.append(page)
+            self._ready.notify_all()
+
+    def submit(self, record: Record, page: Page) -> int | None:
+        """Make an instance durable; its page is taken.
+
+        Returns
+        -------
+        int or None
+            What :meth:`wait` takes; None when the journal has no room for it.
+
+        Raises
+        ------
+        SpoolError
+            The disk failed.
+        """
+        segment = self.journal.append(page, record)
+        if segment is None:
+            self._work.set()
+            return None
+        if self.journal.wants_more:
+            self._work.set()
+        with self._ready:
+            self._waiting.append(Arrival(record, page, segment))
+            self._submitted += 1
+            self._ready.notify_all()
+            return self._submitted
+
+    def wait(self, ticket: int, timeout_s: float) -> bool:
+        """Wait until an instance and all before it are files in the index, unless that fails just now."""
+        with self._ready:
+            self._wanted += 1
+            self._ready.notify_all()
+            self._ready.wait_for(lambda: self._settled >= ticket or self._failing, timeout_s)
+            self._wanted -= 1
+            return self._settled >= ticket
+
+    # The thread that moves
+
+    def _settle(self) -> None:
+        batch: list[Arrival] = []
+        until = 0.0
+        while True:
+            is_due = self._gather(batch, until)
+            if not batch:
+                return
+            until = until or time.monotonic() + _GATHER_S
+            while not self._attempt(batch, index=is_due):
+                # Durable they are. What is missing are their files or rows: the disk is full, or the
+                # database away. Meanwhile new instances are told so, as in the stock way.
+                if self._closing:
+                    return
+                time.sleep(_RETRY_S)
+            if is_due:
+                batch, until = [], 0.0
+
+    def _gather(self, batch: list[Arrival], until: float) -> bool:
+        """Wait for more instances; True when the batch is to enter the index now."""
+        with self._ready:
+            left_s = max(0.0, until - time.monotonic()) if batch else None
+            self._ready.wait_for(lambda: self._waiting or self._closing or (batch and self._wanted), left_s)
+            while self._waiting and len(batch) < _BATCH:
+                batch.append(self._waiting.popleft())
+            # Many rows in one transaction cost little more than one.
+            is_late = until > 0.0 and time.monotonic() >= until
+            return is_late or len(batch) == _BATCH or self._wanted > 0 or self._closing
+
+    def _attempt(self, batch: list[Arrival], *, index: bool) -> bool:
+        """Place a batch's instances, and index all of it or nothing; False when something failed."""
+        try:
+            for arrival in batch:
+                if arrival.stored is None:
+                    arrival.stored = self._place(arrival)
+            if index and not self._index_batch(batch):
+                return False
+        # The edge of this thread: it must not end while anything was acknowledged.
+        except Exception as error:
+            if not self._failing:
+                event("journal", level=logging.ERROR, error=type(error).__name__, instances=len(batch))
+            with self._ready:
+                self._failing = True
+                self._ready.notify_all()
+            return False
+        with self._ready:
+            self._failing = False
+            if index:
+                self._settled += len(batch)
+                self._ready.notify_all()
+        return True
+
+    def _index_batch(self, batch: list[Arrival]) -> bool:
+        stored = [arrival.stored for arrival in batch if arrival.stored is not None]
+        gone = {instance.path for instance in self._index.add_instances(stored, self._spool)}
+        for arrival in batch:
+            if arrival.stored is not None and arrival.stored.path in gone:
+                # It was there already, and was pruned as it came again.
+                arrival.stored = None
+        if not gone:
+            for arrival in batch:
+                self.journal.release(arrival.segment)
+        return not gone
+
+    def _place(self, arrival: Arrival) -> StoredInstance:
+        if arrival.page is None:
+            # Its memory is given back; the journal still has it.
+            for record, data in read_segment(arrival.segment.path):
+                if record == arrival.record:
+                    return store(self._spool, record, memoryview(data))
+            raise SpoolError("the journal cannot be read: look at the disk")
+        stored = store(self._spool, arrival.record, arrival.page.data)
+        self.give_back(arrival.page)
+        arrival.page = None
+        return stored
+
+    # The thread that keeps the journal short
+
+    def _keep(self) -> None:
+        quiet_since = tried_at = time.monotonic()
+        seen = 0
+        while not self._closing:
+            self._work.wait(_LOOK_S)
+            self._work.clear()
+            if self.journal.wants_more:
+                with self._reported("journal"):
+                    self._spool.check_reserve()
+                    self.journal.grow()
+            if self._settled != seen or self._settled != self._submitted:
+                seen, quiet_since = self._settled, time.monotonic()
+            with self._reported("journal"):
+                self._checkpoint(idle=time.monotonic() - quiet_since > _IDLE_S)
+            if self._replay.left and time.monotonic() - tried_at > _AGAIN_S:
+                self._replay.again()
+                tried_at = time.monotonic()
+
+    def _checkpoint(self, *, idle: bool) -> None:
+        finished = self.journal.finished(idle=idle)
+        if finished:
+            try:
+                sync_file_system(self._spool.root)
+            except OSError as error:
+                raise SpoolError("the spool's file system cannot be synchronised") from error
+        for segment in finished:
+            self.journal.reuse(segment)
+
+    @contextlib.contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except SpoolError as error:
+            event(name, level=logging.ERROR, reason=str(error))
+
+    # Start and stop
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Settle what was submitted, if that is possible in time, and end."""
+        self.wait(self._submitted, timeout_s)
+        with self._ready:
+            self._closing = True
+            self._ready.notify_all()
+        self._work.set()
+        for thread in self._threads:
+            thread.join(timeout_s)
+        if self._settled == self._submitted:
+            with self._reported("journal"):
+                self._checkpoint(idle=True)
+        self.journal.close()

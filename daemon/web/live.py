@@ -1,0 +1,42 @@
+"""Server-sent events: a fragment of a page is sent again whenever it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+_EVERY_S = 1.5
+# Then the browser connects again, and is asked again who it is.
+_STREAM_S = 300.0
+
+
+def live(request: Request, content: Callable[[], str]) -> StreamingResponse:
+    """Stream a fragment.
+
+    Parameters
+    ----------
+    request
+        Whose end ends the stream.
+    content
+        Renders the fragment; called in a thread.
+    """
+    return StreamingResponse(
+        _changes(request, content),
+        media_type="text/event-stream",
+        headers={"x-accel-buffering": "no"},
+    )
+
+
+async def _changes(request: Request, content: Callable[[], str]) -> AsyncIterator[str]:
+    ends, before = time.monotonic() + _STREAM_S, ""
+    while time.monotonic() < ends and not await request.is_disconnected():
+        html = await asyncio.to_thread(content)
+        if html != before:
+            before = html
+            yield f"event: content\ndata: {json.dumps(html)}\n\n"
+        await asyncio.sleep(_EVERY_S)

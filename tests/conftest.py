@@ -1,0 +1,182 @@
+"""What several test files share: a bundle fitted on phantoms, and a running daemon."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from peers import free_port
+
+from adapters import registry
+from adapters.backbone import BackboneSpec, load_backbone
+from adapters.bundle import AdapterBundle
+from adapters.slices import Normalisation, load_slice
+from daemon.index import Index
+from daemon.phantom import make_case, write_case
+from daemon.settings import Settings, load_settings
+from training.fit import Options, fit
+
+if TYPE_CHECKING:  # it imports this file
+    from page_site import PageSite
+
+
+@pytest.fixture(scope="session")
+def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> AdapterBundle:
+    """Adapters fitted on a few phantom cases, read from DICOM as the daemon reads them."""
+    folder = tmp_path_factory.mktemp("fit")
+    normalisation = Normalisation(kind="object", size_px=128)
+    normal, abnormal, normal_keys, abnormal_keys = [], [], [], []
+    for number in range(12):
+        case = make_case(number, abnormal=number >= 6)
+        for file, mask in zip(write_case(case, folder / str(number)), case.lesion, strict=True):
+            pixels = load_slice(file, normalisation=normalisation, max_frame_pixels=1 << 20).pixels
+            if mask.any():
+                abnormal.append((pixels, np.asarray(mask)))
+                abnormal_keys.append(str(number))
+            elif not case.abnormal:
+                normal.append(pixels)
+                normal_keys.append(str(number))
+    return fit(
+        load_backbone(BackboneSpec(), "cpu", "fp32"),
+        normal,
+        list(abnormal),
+        name="phantom-ct",
+        class_name="Chest",
+        normalisation=normalisation,
+        case_keys=normal_keys + abnormal_keys,
+        options=Options(folds=2),
+    )
+
+
+@dataclass
+class RunningDaemon:
+    """``daemon run`` as a process of its own, on free ports."""
+
+    settings_path: Path
+    settings: Settings
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def port(self) -> int:
+        """Of its Storage SCP."""
+        return self.settings.receiver.port
+
+    def index(self) -> "contextlib.closing[Index]":
+        """Its index, opened beside it."""
+        return contextlib.closing(Index(self.settings.database_url))
+
+    def children(self) -> list[int]:
+        """Process ids of its roles."""
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        return [int(pid) for pid in found.stdout.split()]
+
+    def wait_for(self, done: Callable[[Index], bool], timeout_s: float = 90.0) -> None:
+        """Wait until the index says so."""
+        deadline = time.monotonic() + timeout_s
+        with self.index() as index:
+            while time.monotonic() < deadline:
+                if done(index):
+                    return
+                time.sleep(0.1)
+            states = [(s.state, s.state_reason) for s in index.list_studies()]
+        pytest.fail(
+            f"not done after {timeout_s:.0f} s; states {states}; log:\n{self.log.read_text()[-3000:]}"
+        )
+
+    def kill(self) -> None:
+        """``kill -9`` of every process of it."""
+        pids = [*self.children(), self.process.pid]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def start_again(self) -> None:
+        """Start it with the same settings."""
+        self.process = _start(self.settings_path, self.log)
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+def _start(settings_path: Path, log: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "daemon", "run", "--settings", str(settings_path)]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file)
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path, phantom_bundle: AdapterBundle) -> Iterator[Callable[..., RunningDaemon]]:
+    """Start daemons whose destination is the given port; all are stopped at the end."""
+    with daemons(tmp_path, phantom_bundle) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def daemons(tmp_path: Path, *bundles: AdapterBundle) -> Iterator[Callable[..., RunningDaemon]]:
+    """Start daemons below a folder that serve these bundles; all are stopped at the end."""
+    running: list[RunningDaemon] = []
+
+    def start(
+        pacs_port: int, pacs_ae: str = "ORTHANC", quiet_s: float = 1.0, extra: str = ""
+    ) -> RunningDaemon:
+        folder = tmp_path / f"daemon-{len(running)}"
+        folder.mkdir()
+        path = folder / "settings.toml"
+        destination = {"name": "pacs", "ae_title": pacs_ae, "host": "127.0.0.1", "port": pacs_port}
+        lines = [
+            '[service]\ndata_dir = "data"',
+            f"[receiver]\nport = {free_port()}\nreserve_bytes = 1000000",
+            f"[web]\nport = {free_port()}",
+            f"[study]\nquiet_s = {quiet_s}",
+            "[delivery]\nquick_attempts = 1\nretry_delay_s = 1.0\nmaximum_delay_s = 2.0",
+            "[engine]\npoll_s = 0.1\nmaximum_recovery_attempts = 20",
+            "[[destinations]]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in destination.items()),
+        ]
+        path.write_text("\n".join([*lines, extra]))
+        settings = load_settings(path)
+        for bundle in bundles:
+            registry.store(settings.bundles_dir, bundle)
+            registry.promote(settings.bundles_dir, bundle.name, bundle.version)
+        daemon = RunningDaemon(path, settings, _start(path, folder / "log"), folder / "log")
+        running.append(daemon)
+        _wait_for_listener(daemon)
+        return daemon
+
+    try:
+        yield start
+    finally:
+        for daemon in running:
+            if daemon.process.poll() is None:
+                daemon.kill()
+
+
+def _wait_for_listener(daemon: RunningDaemon) -> None:
+    from peers import wait_for_port
+
+    wait_for_port(daemon.port, daemon.process, 60.0)
+
+
+@pytest.fixture(scope="session")
+def page_site(
+    tmp_path_factory: pytest.TempPathFactory, phantom_bundle: AdapterBundle
+) -> Iterator["PageSite"]:
+    """One site for all tests of the page and its API; a test leaves it as it found it."""
+    from page_site import run_page_site
+
+    with run_page_site(tmp_path_factory.mktemp("page"), phantom_bundle) as site:
+        yield site

@@ -1,0 +1,1 @@
+"""The few-shot fit: a few annotated cases in, an AdapterBundle out."""
