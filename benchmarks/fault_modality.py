@@ -69,6 +69,16 @@ class Modality:
                 time.sleep(0.3)
         return not waiting
 
+    def wait_until_refused(self, timeout_s: float = 120.0) -> bool:
+        """Wait until one more C-STORE than now was answered with something else than Success."""
+        before, deadline = self._refused(), time.monotonic() + timeout_s
+        while self._refused() == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._refused() > before
+
+    def _refused(self) -> int:
+        return self.statuses.total() - self.statuses["0000"]
+
     def start(self, pause_s: float = 0.2, slices: int = 2) -> None:
         """Send study after study in a thread until :meth:`stop`."""
 

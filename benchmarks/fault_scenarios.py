@@ -43,6 +43,9 @@ def disk_full(folder: Path, bundles: Path, rounds: int = 12) -> dict[str, Any]:
                 time.sleep(rng.uniform(0.5, 2.0))
                 disk.empty()
                 time.sleep(rng.uniform(0.2, 1.0))
+            disk.fill()
+            modality.wait_until_refused()
+            disk.empty()
             found = finish([site], [modality])
             return {**found, "met": refusals(found)}
 
@@ -66,8 +69,9 @@ def database_full(folder: Path, bundles: Path, rounds: int = 6) -> dict[str, Any
                 for _ in range(rounds):
                     time.sleep(rng.uniform(1.0, 3.0))
                     disk.fill()
-                    # Long enough for the pages that have room to be filled up.
-                    time.sleep(rng.uniform(4.0, 8.0))
+                    # The pages that have room are filled up first.
+                    modality.wait_until_refused()
+                    time.sleep(rng.uniform(1.0, 4.0))
                     disk.empty()
                 found = finish([site], [modality])
                 return {**found, "met": refusals(found)}

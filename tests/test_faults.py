@@ -83,7 +83,8 @@ def test_a_full_disk_of_postgresql_loses_nothing(tmp_path: Path, bundles: Path) 
     """While its tables have no room each sender is told so, and no study is given up over it."""
     found = database_full(tmp_path / "run", bundles, rounds=1)
     assert_nothing_lost(found)
-    assert set(found["answers"]) == {"0000", "A700"}
+    assert found["answers"]["A700"] >= 1, "no sender was told that there is no room"
+    assert "0110" not in found["answers"]
 
 
 def test_a_destination_that_misbehaves_gets_each_result_once(tmp_path: Path, bundles: Path) -> None:
