@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
@@ -27,8 +28,11 @@ _COMPREHENSIVE_SR = UID("1.2.840.10008.5.1.4.1.1.88.33")
 Drawing = Mapping[str, Sequence[Sequence[Sequence[float]]]]
 
 
-def accepted_segments(segs: Sequence[Path], tracking_uids: Collection[str]) -> bytes | None:
-    """A copy of a SEG with some segments alone, marked as looked at by a person.
+def accepted_segments(segs: Sequence[Path], tracking_uids: Collection[str]) -> list[bytes] | None:
+    """Copies of SEGs with some segments alone, marked as looked at by a person.
+
+    Images without a place in space have a SEG per frame, so that findings of one series are in several;
+    where destinations got different forms of a SEG, each finding is taken from one of them.
 
     Parameters
     ----------
@@ -39,26 +43,35 @@ def accepted_segments(segs: Sequence[Path], tracking_uids: Collection[str]) -> b
 
     Returns
     -------
-    A Part 10 file, or None if no SEG has such a segment.
+    Part 10 files that have every such segment once, or None if a segment is in no SEG that can be read.
     """
+    wanted, found = set(tracking_uids), []
     for path in segs:
         try:
             ds = dcmread(path)
         except (OSError, InvalidDicomError):
             continue
-        kept = [s for s in ds.SegmentSequence if str(s.get("TrackingUID", "")) in tracking_uids]
+        kept = [s for s in ds.get("SegmentSequence") or () if str(s.get("TrackingUID", "")) in wanted]
         if kept:
-            return _only(ds, kept)
-    return None
+            wanted -= {str(segment.TrackingUID) for segment in kept}
+            found.append(_only(ds, kept))
+    return None if wanted else found
 
 
 def _only(ds: FileDataset, kept: Sequence[Dataset]) -> bytes:
     numbers = {int(segment.SegmentNumber): new for new, segment in enumerate(kept, 1)}
     items = ds.PerFrameFunctionalGroupsSequence
-    frames = [i for i, item in enumerate(items) if _segment(item) in numbers]
-    pixels = np.asarray(ds.pixel_array).reshape(len(items), ds.Rows, ds.Columns)[frames]
-    for i in frames:
-        items[i].SegmentIdentificationSequence[0].ReferencedSegmentNumber = numbers[_segment(items[i])]
+    pixels = np.asarray(ds.pixel_array).reshape(len(items), ds.Rows, ds.Columns)
+    if ds.get("SegmentationType") == "LABELMAP":
+        # Its frames are of no segment: the pixel values are the segments' numbers (PS3.3 C.8.20.2).
+        pixels = _relabelled(pixels, numbers)
+        frames = [i for i, plane in enumerate(pixels) if plane.any()]
+    else:
+        holders = [_holder(ds, item) for item in items]
+        frames = [i for i, holder in enumerate(holders) if int(holder.ReferencedSegmentNumber) in numbers]
+        # Several frames may share a holder: it is renumbered once.
+        for holder in {id(holders[i]): holders[i] for i in frames}.values():
+            holder.ReferencedSegmentNumber = numbers[int(holder.ReferencedSegmentNumber)]
     ds.PerFrameFunctionalGroupsSequence = Items([items[i] for i in frames])
     for segment in kept:
         segment.SegmentNumber = numbers[int(segment.SegmentNumber)]
@@ -66,14 +79,27 @@ def _only(ds: FileDataset, kept: Sequence[Dataset]) -> bytes:
         segment.SegmentAlgorithmType = "SEMIAUTOMATIC"
     ds.SegmentSequence = Items(list(kept))
     ds.NumberOfFrames = len(frames)
-    ds.PixelData = pack_bits(pixels) if ds.BitsAllocated == 1 else pixels.tobytes()
+    values = pixels[frames]
+    # Of even length (PS3.5 8.1.1).
+    ds.PixelData = pack_bits(values) if ds.BitsAllocated == 1 else values.tobytes() + bytes(values.nbytes % 2)
     uid = derived("accepted", str(ds.SOPInstanceUID), *sorted(str(s.TrackingUID) for s in kept))
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid  # type: ignore[assignment]
     return _bytes(ds)
 
 
-def _segment(item: Dataset) -> int:
-    return int(item.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+def _relabelled(pixels: NDArray[Any], numbers: Mapping[int, int]) -> NDArray[Any]:
+    """Labels by their new numbers, 0 where they have none."""
+    changed = np.zeros_like(pixels)
+    for old, new in numbers.items():
+        changed[pixels == old] = new
+    return changed
+
+
+def _holder(ds: Dataset, item: Dataset) -> Dataset:
+    """What says of which segment a frame is; one for all frames may stand in the shared groups."""
+    groups = item if "SegmentIdentificationSequence" in item else ds.SharedFunctionalGroupsSequence[0]
+    holder: Dataset = groups.SegmentIdentificationSequence[0]
+    return holder
 
 
 def drawn_report(frames: Sequence[tuple[Path, int]], drawings: Sequence[Drawing], seed: str) -> bytes:

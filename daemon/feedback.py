@@ -5,7 +5,7 @@ outlines the lesions:
 
 - annotations that came back over DICOM, as they came; a report that only accepts or rejects what we found
   counts like verdicts on the page;
-- ``accepted-*.dcm``: our SEG with the accepted segments alone, now SEMIAUTOMATIC (PS3.3 C.8.20.2);
+- ``accepted-*.dcm``: our SEGs with the accepted segments alone, now SEMIAUTOMATIC (PS3.3 C.8.20.2);
 - ``corrected-*.dcm``: polygons drawn on the page, as SCOORD of a Comprehensive SR (PS3.3 C.18.6);
 - ``labels.csv``: series whose findings were all rejected count as normal.
 
@@ -186,12 +186,12 @@ def _write_accepted(
     accepted = {uid for uid, one in found.items() if one is not None and one.verdict == "accept"}
     if not accepted:
         return True
-    content = accepted_segments(_segs(sources, study.uid, score), accepted)
-    if content is not None:
+    contents = accepted_segments(_segs(sources, study.uid, score), accepted)
+    for number, content in enumerate(contents or (), 1):
         study.folder.mkdir(parents=True, exist_ok=True)
-        (study.folder / f"accepted-{score.group_key}.dcm").write_bytes(content)
+        (study.folder / f"accepted-{score.group_key}-{number}.dcm").write_bytes(content)
         study.annotations += 1
-    return content is not None
+    return contents is not None
 
 
 def _segs(sources: Sources, uid: str, score: ScoreRecord) -> list[Path]:

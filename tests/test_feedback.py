@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import factories
 import numpy as np
@@ -25,6 +26,8 @@ from daemon.annotate import accepted_segments, drawn_report
 from daemon.assessments import Region, assess, own_regions
 from daemon.part import uid_name
 from daemon.phantom import PhantomCase, make_case, write_case
+from daemon.profiles import Profile
+from daemon.results import Analysis
 from daemon.seg import encode_seg
 from daemon.sr import encode_sr
 from training.cases import SiteData
@@ -52,11 +55,61 @@ def test_an_accepted_segment_is_read_as_its_mask(tmp_path: Path, kept: int) -> N
     analysis = make_analysis(group, [FIRST, SECOND])
     seg = tmp_path / "seg.dcm"
     seg.write_bytes(encode_seg(analysis, make_job())[0].content)
-    content = accepted_segments([seg], {analysis.findings[kept].tracking_uid})
-    assert content is not None
-    (tmp_path / "case" / "accepted.dcm").write_bytes(content)
+    _put(accepted_segments([seg], {analysis.findings[kept].tracking_uid}), tmp_path / "case")
     truth = painted(group, [(FIRST, SECOND)[kept]])
     assert np.array_equal(_masks(_read(tmp_path / "case")), truth[truth.any(axis=(1, 2))])
+
+
+def _put(contents: list[bytes] | None, case: Path) -> None:
+    """Write accepted segments into a case."""
+    assert contents
+    for number, content in enumerate(contents):
+        (case / f"accepted-{number}.dcm").write_bytes(content)
+
+
+def _encoded(analysis: Analysis, folder: Path, profile: Profile = Profile()) -> list[Path]:
+    """Our SEGs of an analysis as files."""
+    folder.mkdir()
+    for item in encode_seg(analysis, make_job(), profile=profile):
+        (folder / f"{item.sop_instance_uid}.dcm").write_bytes(item.content)
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("empty_frames", ["keep", "omit"])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_an_accepted_label_is_read_as_its_mask(
+    tmp_path: Path, kept: int, empty_frames: Literal["keep", "omit"]
+) -> None:
+    """A label map has no frame of one segment: the accepted label alone is kept, by its pixel values."""
+    group = make_group(factories.ct_series(), tmp_path / "case")
+    analysis = make_analysis(group, [FIRST, SECOND])
+    segs = _encoded(analysis, tmp_path / "segs", Profile(seg="labelmap", empty_frames=empty_frames))
+    _put(accepted_segments(segs, {analysis.findings[kept].tracking_uid}), tmp_path / "case")
+    truth = painted(group, [(FIRST, SECOND)[kept]])
+    assert np.array_equal(_masks(_read(tmp_path / "case")), truth[truth.any(axis=(1, 2))])
+
+
+@pytest.mark.parametrize("unaligned", ["binary", "fractional", "labelmap"])
+def test_each_accepted_frame_of_a_cine_loop_is_exported(
+    tmp_path: Path, unaligned: Literal["binary", "fractional", "labelmap"]
+) -> None:
+    """A loop has a SEG per frame with findings: those of every accepted finding are taken."""
+    group = make_group([factories.us_cine(frames=8, rows=33, cols=41)], tmp_path / "case")
+    boxes = [(slice(i, i + 1), slice(i, i + 5), slice(5, 12)) for i in (3, 5, 7)]
+    analysis = make_analysis(group, boxes)
+    segs = _encoded(analysis, tmp_path / "segs", Profile(unaligned=unaligned))
+    assert len(segs) == 3
+    accepted = {finding.tracking_uid for finding in analysis.findings if finding.origin[0] != 5}
+    _put(accepted_segments(segs, accepted), tmp_path / "case")
+    truth = painted(group, [boxes[0], boxes[2]])
+    assert np.array_equal(_masks(_read(tmp_path / "case")), truth[truth.any(axis=(1, 2))])
+
+
+def test_a_finding_is_taken_from_one_of_its_segs(tmp_path: Path) -> None:
+    """Two destinations with SEGs of different forms: each accepted finding is exported once."""
+    analysis = make_analysis(make_group(factories.ct_series(), tmp_path / "case"), [FIRST])
+    segs = _encoded(analysis, tmp_path / "segs") + _encoded(analysis, tmp_path / "l", Profile(seg="labelmap"))
+    assert len(accepted_segments(segs, {analysis.findings[0].tracking_uid}) or ()) == 1
 
 
 def test_no_segment_of_another_finding_is_taken(tmp_path: Path) -> None:
