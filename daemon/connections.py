@@ -84,6 +84,23 @@ class Waiting:
             reason = "too many connections without an association: the oldest was closed"
             event("limit", key="receiver.maximum_connections", count=report, reason=reason)
 
+    def encrypt(self, connection: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket | None:
+        """Put a connection's TLS socket in its place; None when it had to give way meanwhile.
+
+        Raises
+        ------
+        LimitError
+            The peer has gone.
+        """
+        with self._lock:
+            if id(connection) not in self._open:
+                return None
+            # The plain socket loses its descriptor here: who closes it from then on closes nothing.
+            secure = doorstep.wrap(connection, context)
+            del self._open[id(connection)]
+            self._open[id(secure)] = secure
+            return secure
+
     def remove(self, connection: socket.socket) -> bool:
         """Let a connection go; False when it had to give way meanwhile."""
         with self._lock:
@@ -131,7 +148,7 @@ class Connection(RequestHandler):
                 return
             verdict = self.server.receiver.admit(request, self.client_address[0])
             if verdict.reject is not None:
-                doorstep.reject(self.request, verdict.reject)
+                self._reject(verdict.reject)
                 return
             try:
                 assoc = self._association(request)
@@ -149,21 +166,29 @@ class Connection(RequestHandler):
         """Return the association request; None when the connection had to give way."""
         receiver = self.server.receiver
         deadline = time.monotonic() + receiver.limits.acse_timeout_s
-        # The plain socket under a later TLS one: shutting it down ends a handshake, too.
         waiting = receiver.waiting
         try:
             if self.server.tls is not None:
-                plain = self.request
-                self.request = doorstep.handshake(plain, self.server.tls, receiver.limits.acse_timeout_s)
-                if not waiting.remove(plain):
+                secure = waiting.encrypt(self.request, self.server.tls)
+                if secure is None:
                     return None
-                waiting.add(self.request)
+                self.request = secure
+                doorstep.handshake(secure, receiver.limits.acse_timeout_s)
             request = doorstep.await_request(self.request, receiver.limits, deadline)
         except LimitError:
             if not waiting.remove(self.request):
                 return None  # it gave way: counted, not told one by one
             raise
         return request if waiting.remove(self.request) else None
+
+    def _reject(self, code: tuple[int, int, int]) -> None:
+        # A rejected peer that does not hang up is one without an association, too.
+        waiting = self.server.receiver.waiting
+        waiting.add(self.request)
+        try:
+            doorstep.reject(self.request, code)
+        finally:
+            waiting.remove(self.request)
 
     def _association(self, request: Request) -> Association:
         assoc = self._create_association()

@@ -35,7 +35,21 @@ class Request:
     calling_ae: str
 
 
-def handshake(connection: socket.socket, context: ssl.SSLContext, timeout_s: float) -> ssl.SSLSocket:
+def wrap(connection: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Return the TLS socket of a connection, before its handshake; the plain one has no descriptor then.
+
+    Raises
+    ------
+    LimitError
+        The peer has gone.
+    """
+    try:
+        return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+    except OSError as error:
+        raise LimitError("", f"TLS: {tls_reason(error)}") from None
+
+
+def handshake(secure: ssl.SSLSocket, timeout_s: float) -> None:
     """Speak TLS with a peer that has connected.
 
     Raises
@@ -43,17 +57,13 @@ def handshake(connection: socket.socket, context: ssl.SSLContext, timeout_s: flo
     LimitError
         It failed or took too long; the reason is OpenSSL's.
     """
-    secure = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
     secure.settimeout(timeout_s)
     try:
         secure.do_handshake()
     except TimeoutError:
-        secure.close()
         raise LimitError("acse_timeout_s", "no TLS handshake in time") from None
     except OSError as error:
-        secure.close()
         raise LimitError("", f"TLS: {tls_reason(error)}") from None
-    return secure
 
 
 def tls_reason(error: OSError) -> str:

@@ -97,7 +97,8 @@ class Syslog:
         while not self._stop.is_set():
             try:
                 self._connected().sendall(message)
-            except OSError as error:
+            # The edge of this thread: whatever fails, what waits must not wait for a thread that is gone.
+            except Exception as error:
                 self._disconnect()
                 if not failures:
                     event("audit repository", level=logging.ERROR, outcome="unreachable", reason=_why(error))
@@ -113,7 +114,10 @@ class Syslog:
     def _connected(self) -> ssl.SSLSocket:
         """Return a connection that the other side has not closed: it has nothing to say but that."""
         if self._connection is not None:
-            if not select.select([self._connection], [], [], 0)[0]:
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            # Not select(): it knows no descriptor above 1023.
+            if not poll.poll(0):
                 return self._connection
             # TLS 1.3 sends session tickets unasked; read them away.
             self._connection.settimeout(0.01)
@@ -124,12 +128,9 @@ class Syslog:
                 self._connection.settimeout(_TIMEOUT_S)
                 return self._connection
         target = self._repository
-        plain = socket.create_connection((target.host, target.port), _TIMEOUT_S)
-        try:
+        with socket.create_connection((target.host, target.port), _TIMEOUT_S) as plain:
+            # It takes the descriptor over: closing the plain one closes nothing then.
             self._connection = target.context.wrap_socket(plain, server_hostname=target.host)
-        except OSError:
-            plain.close()
-            raise
         return self._connection
 
     def _disconnect(self) -> None:
@@ -139,7 +140,10 @@ class Syslog:
             self._connection = None
 
 
-def _why(error: OSError) -> str:
+def _why(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted ({error.verify_message})"
-    return str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
+    if isinstance(error, OSError):
+        return str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
+    # Its text may quote what it choked on.
+    return type(error).__name__

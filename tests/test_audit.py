@@ -4,7 +4,9 @@ import base64
 import contextlib
 import io
 import logging
+import os
 import re
+import resource
 import socket
 import ssl
 import stat
@@ -314,6 +316,48 @@ def test_nothing_is_sent_to_a_stranger(
     assert stranger.messages == []
     fields = [r.__dict__["fields"] for r in caplog.records if r.getMessage() == "audit messages not sent"]
     assert [entry["count"] for entry in fields] == [1]
+
+
+def test_messages_arrive_however_many_descriptors_are_open(certificates: Path, server: Server) -> None:
+    """One message after another is sent over a connection whose descriptor is above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+    output = Syslog(Repository("127.0.0.1", server.port, _ours(certificates)), "host")
+    try:
+        output.write("<one/>")
+        wait_for(lambda: len(server.messages) == 1)
+        output.write("<two/>")
+        wait_for(lambda: len(server.messages) == 2)
+        assert len(server.peers) == 1
+    finally:
+        output.close(0.1)
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_unexpected_error_does_not_end_the_sending(
+    certificates: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that is none of the network's is logged, and the message goes out at the next attempt."""
+    caplog.set_level(logging.INFO, "daemon")
+    errors = [ValueError("of a library")]
+    connect = socket.create_connection
+
+    def failing(*arguments: Any) -> socket.socket:
+        if errors:
+            raise errors.pop()
+        return connect(*arguments)
+
+    monkeypatch.setattr("daemon.syslog.socket.create_connection", failing)
+    output = Syslog(Repository("127.0.0.1", server.port, _ours(certificates)), "host")
+    output.write("<one/>")
+    wait_for(lambda: len(server.messages) == 1)
+    output.close()
+    fields = [r.__dict__["fields"] for r in caplog.records if r.getMessage() == "audit repository"]
+    assert [entry["outcome"] for entry in fields] == ["unreachable", "reachable again"]
+    assert fields[0]["reason"] == "ValueError"
 
 
 def test_the_settings_name_file_and_repository(certificates: Path, tmp_path: Path, server: Server) -> None:

@@ -5,6 +5,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,10 @@ from test_receiver import EXPLICIT, ZOO, Node, association, encoded, running, st
 
 from daemon.errors import SpoolError
 from daemon.part10 import file_meta, read_file_header
+from daemon.sender import Destination, echo
 from daemon.study import assemble
+from daemon.tls import Credentials, server_context
+from daemon.try_ca import make_test_ca
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import attacks
@@ -172,29 +176,76 @@ def test_messages_without_waiting_for_answers_are_bounded(
     assert any(said in line for line in lines)
 
 
+# In a process of its own: pynetdicom's requestor cannot use descriptors beyond 1,023. Each connection
+# sends what it is told, waits for as many bytes of an answer, and then holds on to what it has.
+CROWD = (
+    "import socket, sys\n"
+    "port, count, wanted = map(int, sys.argv[1:4])\n"
+    "said = bytes.fromhex(sys.argv[4])\n"
+    "held = []\n"
+    "for _ in range(count):\n"
+    "    held.append(socket.create_connection(('127.0.0.1', port)))\n"
+    "    held[-1].sendall(said)\n"
+    "    if wanted:\n"
+    "        held[-1].recv(wanted, socket.MSG_WAITALL)\n"
+    "print(len(held), flush=True)\n"
+    "sys.stdin.read()\n"
+)
+
+
+@contextmanager
+def crowd(port: int, count: int, said: bytes = b"", answer_bytes: int = 0) -> Iterator[None]:
+    """Hold this many connections, each of which has had its answer and never hangs up."""
+    arguments = [str(port), str(count), str(answer_bytes), said.hex()]
+    with subprocess.Popen(
+        [sys.executable, "-c", CROWD, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline().strip() == str(count).encode()
+        yield
+        process.communicate()
+
+
+def held() -> tuple[int, int]:
+    """How many threads and descriptors this process has."""
+    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+
+def holds_at_most(before: tuple[int, int], more: int) -> bool:
+    """Whether threads and descriptors have both grown by no more than this."""
+    return all(now - was <= more for was, now in zip(before, held(), strict=True))
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
 def test_thousands_of_half_open_connections_give_way(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, encrypted: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """1,500 silent connections never hold more than the limit, and a good peer is served among them."""
-    # In a process of its own: pynetdicom's requestor cannot use descriptors beyond 1,023.
-    silent = (
-        "import socket, sys\n"
-        "held = [socket.create_connection(('127.0.0.1', int(sys.argv[1]))) for _ in range(1_500)]\n"
-        "print(len(held), flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with (
-        running(tmp_path, maximum_connections=50) as node,
-        subprocess.Popen(
-            [sys.executable, "-c", silent, str(node.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as crowd,
-    ):
-        assert crowd.stdout is not None and crowd.stdout.readline().strip() == b"1500"
-        with association(node) as assoc:
-            assert store_raw(assoc, encoded(), SOP) == 0
-        wait_for(lambda: node.receiver.associations <= 50)
+    """1,500 silent connections hold threads and descriptors for the limit alone; a good peer is served."""
+    folder = tmp_path / "tls"
+    make_test_ca(folder)
+    own = Credentials(folder / "server.crt", folder / "server.key", folder / "ca.crt")
+    theirs = Credentials(folder / "client.crt", folder / "client.key", folder / "ca.crt")
+    options = {"tls": server_context(own, require_client_certificate=True), "tls_port": 0}
+    with running(tmp_path, maximum_connections=50, **options) as node:
+        port = node.receiver.tls_port if encrypted else node.port
+        good = Destination("self", "ANOMALYD", "127.0.0.1", port, tls=theirs if encrypted else None)
+        before = held()
+        with crowd(port, 1_500):
+            # Beside the 50: files of spool and index that were opened meanwhile.
+            wait_for(lambda: holds_at_most(before, 50 + 20))
+            assert len(node.receiver.waiting) == 50
+            assert echo(good).ok
+            assert holds_at_most(before, 50 + 20)
         assert "receiver.maximum_connections" in limits_in(caplog)
-        crowd.communicate()
+
+
+def test_rejected_peers_that_do_not_hang_up_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers who keep their connections after the rejection hold threads for the limit alone."""
+    monkeypatch.setattr("daemon.doorstep._LINGER_S", 30.0)
+    request = attacks.request([attacks.context(1, attacks.VERIFICATION, [attacks.IMPLICIT])])
+    with running(tmp_path, maximum_connections=20, accept_unknown_peers=False) as node:
+        before = held()
+        with crowd(node.port, 200, request, 10):
+            wait_for(lambda: holds_at_most(before, 20 + 20))
 
 
 def test_a_flood_of_presentation_contexts_is_refused(tmp_path: Path) -> None:
