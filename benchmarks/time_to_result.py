@@ -42,10 +42,11 @@ def main() -> None:
     console = Console()
     rows = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        apart(_fit_bundle, Path(name), options.backbone)
         for slices in options.slices:
             site = Path(name) / str(slices)
             site.mkdir()
-            study = apart(_prepare, site, slices, options.backbone)
+            study = apart(_prepare, site, slices)
             found: dict[bool, list[float]] = {True: [], False: []}
             for repeat in range(options.repeats):
                 for early in (True, False):
@@ -77,11 +78,16 @@ class Way:
     pace_per_s: float
 
 
-def _prepare(site: Path, slices: int, backbone: str) -> str:
-    from benchmarks.phantom_study import write_study
+def _fit_bundle(folder: Path, backbone: str) -> None:
+    """Fit the bundle that every run serves."""
     from benchmarks.stages import prepare_bundle
 
-    prepare_bundle(site, backbone)
+    prepare_bundle(folder, backbone)
+
+
+def _prepare(site: Path, slices: int) -> str:
+    from benchmarks.phantom_study import write_study
+
     return write_study(site / "explicit", slices=slices)
 
 
@@ -126,7 +132,7 @@ def _send_paced(port: int, folder: Path, pace: float) -> None:
 
 def _write_settings(site: Path, home: Path, port: int, pacs_port: int, way: Way) -> Path:
     (home / "data").mkdir()
-    (home / "data" / "bundles").symlink_to(site / "bundles")
+    (home / "data" / "bundles").symlink_to(site.parent / "bundles")
     path = home / "settings.toml"
     path.write_text(
         f'[service]\ndata_dir = "data"\n[receiver]\nport = {port}\nreserve_bytes = 1000000\n'

@@ -4,7 +4,8 @@ The spool is the truth; this index can be made again from it (:meth:`Index.rebui
 no patient data. SQLite by default, PostgreSQL by the same code; every transaction is short.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -111,24 +112,49 @@ class Index(Upkeep):
         with Session(self._engine) as session:
             return [record_of(StoredInstance, row) for row in session.scalars(query)]
 
-    def rebuild(self, spool: Spool) -> int:
-        """Record every instance of the spool that the index does not know.
+    def rebuild(self, spool: Spool, stopped: Callable[[], bool] = lambda: False) -> int:
+        """Record every instance of the spool that the index does not know, study after study.
 
-        A study that it did not know at all gets back its revisions, results and deliveries.
+        A study that it did not know at all gets back its revisions, results and deliveries. Reception
+        and pruning may go on meanwhile.
+
+        Parameters
+        ----------
+        spool
+            Where the instances are.
+        stopped
+            Asked between studies; True ends it early.
 
         Returns
         -------
         int
             How many were new to the index.
         """
+        added = 0
+        for directory in spool.studies():
+            if stopped():
+                break
+            added += self._complete(spool, directory)
+        return added
+
+    def _complete(self, spool: Spool, directory: Path) -> int:
         with Session(self._engine) as session:
-            known = set(session.scalars(select(InstanceRow.path)))
-        fresh = [instance for instance in spool.scan(known) if self.add_instance(instance)]
-        for study in dict.fromkeys(instance.study_instance_uid for instance in fresh):
+            known = set(
+                session.scalars(
+                    select(InstanceRow.path).where(InstanceRow.study_instance_uid == directory.name)
+                )
+            )
+        fresh = list(spool.scan(directory, known))
+        if not fresh:
+            return 0
+        with Session(self._writer) as session, session.begin():
+            new, _ = record(session, fresh, spool, is_live=False)
+        # One study, unless its UID was none: then the directory is named by a hash.
+        for study in {instance.study_instance_uid for instance in fresh} if new else ():
             if self.get_study(study).revision == 0:
                 for manifest in read_manifests(spool, study):
                     self.restore(manifest)
-        return len(fresh)
+        return new
 
     # Studies and revisions
 

@@ -20,7 +20,7 @@ _Key = tuple[str, int]
 
 
 def record(
-    session: Session, instances: Sequence[StoredInstance], spool: Spool | None
+    session: Session, instances: Sequence[StoredInstance], spool: Spool | None, *, is_live: bool = True
 ) -> tuple[int, list[StoredInstance]]:
     """Record instances within a transaction; those that are known change nothing.
 
@@ -32,6 +32,8 @@ def record(
         Of any studies.
     spool
         Where they are; given, the files are looked for while the study's row is locked.
+    is_live
+        Whether they arrive now; what is found on disk came whenever it came.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def record(
             missing += gone
             group = [instance for instance in group if instance not in gone]
         if group:
-            new += _record_group(session, row, group, is_live=spool is not None)
+            new += _record_group(session, row, group, is_live=is_live and spool is not None)
         elif row.instance_count == row.revision == 0:
             session.delete(row)
     return new, missing

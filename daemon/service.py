@@ -16,7 +16,7 @@ from daemon import workflows
 from daemon.admission import Peer
 from daemon.audit import Trail, open_trail
 from daemon.deliveries import Courier
-from daemon.errors import SettingsError
+from daemon.errors import DaemonError, SettingsError
 from daemon.index import Index
 from daemon.keeper import Keeper
 from daemon.limits import Limits
@@ -32,8 +32,6 @@ from daemon.settings import Settings
 from daemon.spool import Spool
 from daemon.supervisor import PARENT_VARIABLE
 from daemon.tls import credentials, server_context
-
-_LOCK_WAIT_S = 30.0
 
 
 def run_role(role: str, settings: Settings) -> None:
@@ -52,7 +50,8 @@ def run_role(role: str, settings: Settings) -> None:
         Another process has this role for the same data folder, or the port is taken.
     """
     stop = _stop_event()
-    with only_one(role, settings):
+    # The one before may still finish its work: as long as it may, and a little longer.
+    with only_one(role, settings, settings.service.stop_timeout_s + 10.0):
         open_counters(settings.metrics_dir, role)
         index = Index(settings.database_url)
         trail = open_trail(settings, role)
@@ -156,9 +155,9 @@ def make_receiver(settings: Settings, index: Index, spool: Spool, trail: Trail |
 
 
 def _receive(settings: Settings, index: Index, spool: Spool, stop: threading.Event, trail: Trail) -> None:
-    added = index.rebuild(spool)
-    if added:
-        event("index completed from the spool", instances=added)
+    if not index.count_states():
+        # Lost, perhaps: what the spool has must be known before anything new is opened or scored.
+        _complete(index, spool, stop)
     receiver = make_receiver(settings, index, spool, trail)
     dispatcher = workflows.Dispatcher(settings, index)
     try:
@@ -168,6 +167,10 @@ def _receive(settings: Settings, index: Index, spool: Spool, stop: threading.Eve
             f"receiver.host/port: cannot listen on {settings.receiver.host}:{settings.receiver.port} "
             f"({error.strerror}); is another program there?"
         ) from error
+    # Millions of files take minutes: reception does not wait for them.
+    threading.Thread(
+        target=_complete, args=(index, spool, stop), name="completing the index", daemon=True
+    ).start()
     pulse = Pulse()
     notify("READY=1")
     try:
@@ -184,6 +187,18 @@ def _receive(settings: Settings, index: Index, spool: Spool, stop: threading.Eve
         notify("STOPPING=1")
         receiver.stop(settings.service.stop_timeout_s)
         dispatcher.close()
+
+
+def _complete(index: Index, spool: Spool, stop: threading.Event) -> None:
+    """Bring what the spool has and the index does not know into the index; tried until it is done."""
+    while not stop.is_set():
+        try:
+            if added := index.rebuild(spool, stop.is_set):
+                event("index completed from the spool", instances=added)
+            return
+        except (DaemonError, OSError) as error:
+            event("completing the index", level=logging.ERROR, error=type(error).__name__)
+            stop.wait(60.0)
 
 
 def _score(settings: Settings, index: Index, spool: Spool, stop: threading.Event, _trail: Trail) -> None:
@@ -231,7 +246,7 @@ def _stop_event() -> threading.Event:
 
 
 @contextlib.contextmanager
-def only_one(role: str, settings: Settings, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+def only_one(role: str, settings: Settings, wait_s: float) -> Iterator[None]:
     """Hold the role's lock file; after a crash the last owner may need a moment to go.
 
     Raises

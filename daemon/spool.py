@@ -114,12 +114,16 @@ class Spool:
                 removed += 1
         return removed
 
-    def scan(self, known: Collection[str] = ()) -> Iterator[StoredInstance]:
-        """Yield every instance on disk whose relative path is not in ``known``.
+    def studies(self) -> Iterator[Path]:
+        """Yield the directory of each study, named by its UID or by a hash of what is none."""
+        yield from self.root.glob("[0-9a-f][0-9a-f]/*")
+
+    def scan(self, directory: Path, known: Collection[str] = ()) -> Iterator[StoredInstance]:
+        """Yield every instance of a study's directory whose relative path is not in ``known``.
 
         Files that cannot be read as an instance are passed over.
         """
-        for file in sorted(self.root.glob("[0-9a-f][0-9a-f]/*/*/*.dcm")):
+        for file in sorted(directory.glob("*/*.dcm")):
             relative = str(file.relative_to(self.root))
             if relative not in known:
                 try:

@@ -35,6 +35,8 @@ class _Child:
     started: float
     failures: int = 0
     restart_at: float | None = None
+    # Whether it once ran with these settings, or with those before.
+    has_run: bool = False
 
 
 class Supervisor:
@@ -118,13 +120,15 @@ class Supervisor:
         code = child.process.poll()
         if code is None:
             return False
-        if code == 2 and child.role in _OPTIONAL:
+        if code == 2 and (child.role in _OPTIONAL or child.has_run):
+            # Settings that were changed and are wrong now must not take the other roles along.
             event("role cannot start; the others go on", level=logging.ERROR, role=child.role, status=code)
             child.restart_at = now + _RESTART_DELAYS_S[-1]
             return False
         if code == 2:  # exit code of wrong settings: trying again cannot help
             event("role cannot start", level=logging.ERROR, role=child.role, status=code)
             return True
+        child.has_run = True
         child.failures = 0 if now - child.started > _STEADY_S else child.failures + 1
         delay = _RESTART_DELAYS_S[min(child.failures, len(_RESTART_DELAYS_S) - 1)]
         child.restart_at = now + delay

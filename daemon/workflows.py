@@ -141,7 +141,9 @@ class Dispatcher:
     def tick(self) -> None:
         """Look once: open revisions of stable studies, ask for scoring and deliveries, note failures."""
         for study in self._index.due_studies(self._clock(), self._settings.study.quiet_s):
-            if study.state != "scoring":  # a running revision is finished first
+            # One revision after the other: the next one's SR names this one's, and what comes while
+            # it waits for its turn needs no revision each.
+            if study.state not in ("stable", "scoring"):
                 self._index.open_revision(study.study_instance_uid, study.revision + 1)
         for study in self._index.list_studies(["stable"]):
             self._ask_scoring(study.study_instance_uid, study.revision)

@@ -12,6 +12,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRLittleEndian
 
+from daemon.spool import Spool, StoredInstance
+
 CANARY = "CANARY^X"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 # Rows and columns of a plane turned about two axes; orthonormal to 1e-6.
@@ -33,6 +35,11 @@ Lesion = tuple[float, float, float, float]
 def uid(*parts: object) -> str:
     """Return a UID that depends on nothing but `parts`."""
     return f"2.25.{int.from_bytes(sha256(repr(parts).encode()).digest()[:15], 'big')}"
+
+
+def scanned(spool: Spool) -> list[StoredInstance]:
+    """Return every instance that is on a spool's disk."""
+    return [found for study in spool.studies() for found in spool.scan(study)]
 
 
 def write(ds: Dataset, path: Path | str) -> Path:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from factories import scanned
 from test_receiver import Node, association, running, store_raw, wait_for
 from test_reception import _append, data_set
 
@@ -71,7 +72,7 @@ def test_an_index_without_room_is_out_of_resources(
         wait_for(lambda: _answer(node, refused, SIZES[size]) == 0)
         expected = set(answers)
         wait_for(lambda: set(node.instances()) == expected)
-        assert {i.sop_instance_uid for i in node.spool.scan()} == expected
+        assert {i.sop_instance_uid for i in scanned(node.spool)} == expected
 
 
 def _answer(node: Node, sop: str, size: int) -> int:

@@ -171,6 +171,25 @@ def test_the_index_is_made_again_from_the_spool(tmp_path: Path, index: Index) ->
     assert {(i.path, i.sha256) for i in found} == {(s.path, s.sha256) for s in stored[1:]}
 
 
+def test_an_index_that_knows_some_studies_is_completed(tmp_path: Path, index: Index) -> None:
+    """What has no row gets one, and a study that is complete already does not become due."""
+    spool = Spool(tmp_path / "spool")
+    index.add_instance(store(spool, data_set(sop="1.5"), sop="1.5"))
+    index.open_revision("1.2")
+    store(spool, data_set(sop="1.7", study="1.3"), sop="1.7", study="1.3")
+    assert index.rebuild(spool) == 1
+    assert not index.get_study("1.2").dirty
+    assert index.get_study("1.3").instance_count == 1
+
+
+def test_a_rebuild_ends_when_it_is_told_to(tmp_path: Path, index: Index) -> None:
+    """A daemon that stops does not wait until millions of files were looked at."""
+    spool = Spool(tmp_path / "spool")
+    for study in ("1.3", "1.4", "1.5"):
+        store(spool, data_set(study=study), study=study)
+    assert index.rebuild(spool, iter((False, False, True)).__next__) == 2
+
+
 def test_parallel_writers_lose_nothing(tmp_path: Path) -> None:
     """Two indexes on one file, four threads each: every instance is counted."""
     url = f"sqlite:///{tmp_path}/index.db"

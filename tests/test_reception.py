@@ -17,7 +17,7 @@ from typing import Any
 import pydicom
 import pynetdicom
 import pytest
-from factories import ct_series, write_all
+from factories import ct_series, scanned, write_all
 from peers import dcmsend, dcmtk, need, storescu
 from test_receiver import ZOO, Node, _has_meta, association, data_set_bytes, running, store_raw, wait_for
 
@@ -25,6 +25,7 @@ from daemon.errors import SpoolError
 from daemon.part10 import read_uids
 from daemon.reception.journal import Journal
 from daemon.reception.record import BLOCK, Page, Record, read_segment, sha256_of
+from daemon.reception.replay import left_behind
 from daemon.reception.settling import Settler
 from daemon.reception.uids import find_uids
 from daemon.reception.wire import fragments, read_store_request, store_response
@@ -125,7 +126,7 @@ def test_the_zoo_is_the_same_on_both_ways(tmp_path: Path) -> None:
                 assert requests_of(node) >= 70
         on_disk = {
             (i.path, i.sha256, i.size_bytes, i.transfer_syntax_uid, i.calling_ae, i.version)
-            for i in node.spool.scan()
+            for i in scanned(node.spool)
         }
         bytes_on_disk = {path: node.spool.path(path).read_bytes() for path, *_ in on_disk}
         found.append((statuses, on_disk, bytes_on_disk))
@@ -185,7 +186,7 @@ def test_dcmsend_stores_compressed_objects_over_four_associations(tmp_path: Path
         successes = len(re.findall(r"Received C-STORE Response \(Success\)", said))
         wait_for(lambda: node.receiver.associations == 0)
         assert successes >= 70
-        assert {i.sop_instance_uid for i in node.spool.scan()} == set(node.instances())
+        assert {i.sop_instance_uid for i in scanned(node.spool)} == set(node.instances())
         assert len({i.transfer_syntax_uid for i in node.instances().values()}) >= 12
 
 
@@ -470,6 +471,20 @@ def test_what_a_journal_holds_is_taken_in_at_the_start(tmp_path: Path) -> None:
     assert list(spool.root.glob("journal/*")) == []
 
 
+def test_the_journal_of_a_host_that_dies_is_taken_in_meanwhile(tmp_path: Path) -> None:
+    """What another receiver of the spool had acknowledged when it died is indexed without a start of ours."""
+    with running(tmp_path) as node:
+        book = Journal(node.spool.root / "journal")
+        book.grow()
+        for number in range(5):
+            _append(book, f"1.2.66.{number}", 5_000)
+        assert left_behind(book.directory) == []
+        book.close()
+        wait_for(lambda: sorted(node.instances()) == [f"1.2.66.{n}" for n in range(5)], 30.0)
+        wait_for(lambda: left_behind(book.directory) == [])
+        assert all(stored(node, sop) == data_set(sop, 5_000) for sop in node.instances())
+
+
 def test_what_cannot_be_settled_stays_in_the_journal(tmp_path: Path) -> None:
     """While the files' place cannot be written, what was acknowledged waits; then it is all there."""
     with running(tmp_path) as node:
@@ -488,7 +503,7 @@ def test_what_cannot_be_settled_stays_in_the_journal(tmp_path: Path) -> None:
         for number in range(256):
             (settler._spool.root / f"{number:02x}").unlink()
         wait_for(lambda: settler.wait(ticket, 1.0))
-        assert "1.2.65" in {i.sop_instance_uid for i in settler._spool.scan()}
+        assert "1.2.65" in {i.sop_instance_uid for i in scanned(settler._spool)}
         settler.close()
 
 

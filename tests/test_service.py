@@ -16,7 +16,9 @@ from peers import OrthancPeer, free_port, orthanc, storescu, wait_for_port
 from pydicom import dcmread
 
 from daemon.index import Index
+from daemon.part10 import read_file_header
 from daemon.phantom import make_case, write_case
+from daemon.spool import Spool
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
@@ -146,6 +148,45 @@ def test_a_killed_role_comes_back_and_its_work_ends(tmp_path: Path, start_daemon
         wait_for_port(daemon.settings.web.port, daemon.process)
         assert daemon.stop() == 0
         assert len(_reports(pacs, tmp_path)) == 3
+
+
+def test_wrong_settings_later_stop_only_the_role_that_needs_them(tmp_path: Path, start_daemon: Start) -> None:
+    """A typing mistake while the daemon runs keeps a role that died down; reception goes on."""
+    daemon = start_daemon(free_port())
+    good = daemon.settings_path.read_text()
+    daemon.settings_path.write_text(good + "\n[nonsense]\n")
+    os.kill(_roles(daemon)["score"], signal.SIGKILL)
+    deadline = time.monotonic() + 60.0
+    while "role cannot start; the others go on" not in daemon.log.read_text():
+        assert daemon.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    study = _send(daemon, tmp_path / "ct")
+    daemon.wait_for(lambda index: index.get_study(study).instance_count == 6)
+    daemon.settings_path.write_text(good)
+    assert daemon.stop() == 0
+
+
+def test_what_the_index_misses_is_completed_while_reception_goes_on(
+    tmp_path: Path, start_daemon: Start
+) -> None:
+    """A file of the spool without a row has one after a start, and its study is taken up."""
+    daemon = start_daemon(free_port())
+    known = _send(daemon, tmp_path / "a", 901)
+    daemon.wait_for(lambda index: index.get_study(known).state == "scored")
+    assert daemon.stop() == 0
+    (file, *_) = write_case(case := make_case(902, abnormal=False, slices=2, seed=1), tmp_path / "b")
+    header, offset = read_file_header(file)
+    part = Spool(daemon.settings.spool_dir).begin(
+        header.sop_class_uid, header.sop_instance_uid, header.transfer_syntax_uid, "MODALITY"
+    )
+    part.write(file.read_bytes()[offset:])
+    part.commit(header.study_instance_uid, header.series_instance_uid)
+    daemon.start_again()
+    wait_for_port(daemon.port, daemon.process, 60.0)
+    daemon.wait_for(
+        lambda index: any(s.study_instance_uid == case.study_instance_uid for s in index.list_studies())
+    )
+    daemon.wait_for(lambda index: index.get_study(case.study_instance_uid).state == "scored")
 
 
 def test_a_port_in_use_ends_the_start_and_names_the_key(tmp_path: Path, start_daemon: Start) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from factories import ct_series
+from factories import ct_series, scanned
 
 from daemon.errors import DiskReserveError, SpoolError
 from daemon.spool import Part, Spool, StoredInstance
@@ -70,7 +70,7 @@ def test_the_same_instance_again_changes_nothing(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     first, second = store(spool, data_set("a")), store(spool, data_set("a"))
     assert (first.path, first.sha256, first.version) == (second.path, second.sha256, second.version)
-    assert len(list(spool.scan())) == 1
+    assert len(scanned(spool)) == 1
 
 
 def test_other_bytes_under_the_same_uid_are_kept_as_a_new_version(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_other_bytes_under_the_same_uid_are_kept_as_a_new_version(tmp_path: Path
     spool = Spool(tmp_path / "spool")
     versions = [store(spool, data_set(text)).version for text in ("a", "b", "a", "b", "c")]
     assert versions == [1, 2, 1, 2, 3]
-    assert {stored.version for stored in spool.scan()} == {1, 2, 3}
+    assert {stored.version for stored in scanned(spool)} == {1, 2, 3}
 
 
 def test_parallel_stores_of_one_instance_leave_one_whole_file_each(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_parallel_stores_of_one_instance_leave_one_whole_file_each(tmp_path: Pat
     for thread in threads:
         thread.join()
     assert len(results) == 8
-    on_disk = {spool.path(stored.path).read_bytes()[-len(contents[0]) :] for stored in spool.scan()}
+    on_disk = {spool.path(stored.path).read_bytes()[-len(contents[0]) :] for stored in scanned(spool)}
     assert on_disk == set(contents)
     assert not list((spool.root / "tmp").iterdir())
 
@@ -148,11 +148,12 @@ def test_scan_gives_back_what_was_stored(tmp_path: Path) -> None:
     """Every field of every instance can be read from the disk alone."""
     spool = Spool(tmp_path / "spool")
     stored = {s.sop_instance_uid: s for s in (store(spool, data_set(sop=u), sop=u) for u in ("1.5", "1.6"))}
-    for found in spool.scan():
+    for found in scanned(spool):
         expected = stored[found.sop_instance_uid]
         for name in ("path", "sha256", "calling_ae", "version", "transfer_syntax_uid", "size_bytes"):
             assert getattr(found, name) == getattr(expected, name)
-    assert list(spool.scan(known={s.path for s in stored.values()})) == []
+    known = {s.path for s in stored.values()}
+    assert [found for study in spool.studies() for found in spool.scan(study, known)] == []
 
 
 def test_a_result_has_one_content(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_a_result_has_one_content(tmp_path: Path) -> None:
     with pytest.raises(SpoolError):
         spool.write_result("1.2", 1, "1.9.dcm", b"another")
     assert spool.path(path).read_bytes() == b"content"
-    assert list(spool.scan()) == []
+    assert scanned(spool) == []
 
 
 def test_the_header_is_found_without_the_pixels(tmp_path: Path) -> None:

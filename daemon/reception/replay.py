@@ -1,6 +1,7 @@
-"""A journal that an earlier run left behind: what it holds gets its files and rows.
+"""A journal that a process left behind: what it holds gets its files and rows.
 
-When that fails, it is tried again while the node runs: the instances were answered with Success.
+It was an earlier run of ours, or a host of the same spool that died. Looked for at the start and while the
+node runs, since the instances were answered with Success; what fails is tried again.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ _NEW_S = 600.0
 
 
 class Replay:
-    """Takes in the journals that were there when this process began.
+    """Takes in the journals that no process holds.
 
     Parameters
     ----------
@@ -40,34 +41,29 @@ class Replay:
     def __init__(self, spool: Spool, index: Index) -> None:
         self._spool, self._index = spool, index
         # What could not be taken in yet.
-        self.left: list[Path] = []
+        self._failed: set[Path] = set()
 
-    def begin(self) -> None:
+    def look(self) -> None:
         """Take in whatever no process holds."""
         directory = self._spool.root / JOURNAL
-        self.left = self._try(left_behind(directory), logging.ERROR)
+        self._failed = {path for path in left_behind(directory) if not self._try(path)}
         _remove_unfinished(directory)
 
-    def again(self) -> None:
-        """Try again what failed."""
-        self.left = self._try(self.left, logging.DEBUG)
-
-    def _try(self, paths: list[Path], level: int) -> list[Path]:
-        failed = []
-        for path in paths:
-            try:
-                taken = self._take_in(path)
-            except FileNotFoundError:
-                # Another process was faster.
-                continue
-            except (OSError, DaemonError) as error:
-                failed.append(path)
-                reason = "a journal cannot be taken in yet: look at the disk and the database"
-                event("journal", level=level, error=type(error).__name__, reason=reason)
-                continue
-            if taken:
-                event("journal taken in", instances=taken)
-        return failed
+    def _try(self, path: Path) -> bool:
+        try:
+            taken = self._take_in(path)
+        except FileNotFoundError:
+            # Another process was faster.
+            return True
+        except (OSError, DaemonError) as error:
+            # Said once, though it is tried every few seconds.
+            level = logging.DEBUG if path in self._failed else logging.ERROR
+            reason = "a journal cannot be taken in yet: look at the disk and the database"
+            event("journal", level=level, error=type(error).__name__, reason=reason)
+            return False
+        if taken:
+            event("journal taken in", instances=taken)
+        return True
 
     def _take_in(self, path: Path) -> int:
         with _unheld(path):

@@ -28,7 +28,7 @@ _GATHER_S = 0.1
 _IDLE_S = 0.5
 _RETRY_S = 1.0
 _LOOK_S = 0.2
-# A journal that was left behind is tried so often while it cannot be taken in.
+# How often a journal is looked for that a process left behind.
 _AGAIN_S = 5.0
 
 
@@ -70,7 +70,7 @@ class Settler:
 
     def start(self) -> None:
         """Take in what an earlier run left in its journal, then be ready; what fails is tried again later."""
-        self._replay.begin()
+        self._replay.look()
         with self._reported("journal"):
             self.journal.grow()
         for target in (self._settle, self._keep):
@@ -228,8 +228,8 @@ class Settler:
                 seen, quiet_since = self._settled, time.monotonic()
             with self._reported("journal"):
                 self._checkpoint(idle=time.monotonic() - quiet_since > _IDLE_S)
-            if self._replay.left and time.monotonic() - tried_at > _AGAIN_S:
-                self._replay.again()
+            if time.monotonic() - tried_at > _AGAIN_S:
+                self._replay.look()
                 tried_at = time.monotonic()
 
     def _checkpoint(self, *, idle: bool) -> None:
