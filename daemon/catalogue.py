@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from sqlalchemy import Engine, Select, and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from daemon.records import DeliveryRecord, ScoreCounts, ScoreRecord, StudyRecord, record_of
+from daemon.pledges import not_committed
+from daemon.records import ScoreCounts, ScoreRecord, StudyRecord, record_of
 from daemon.tables import DeliveryRow, InstanceRow, ScoreRow, StudyRow
 
 STATES = ("receiving", "stable", "scoring", "scored", "refused", "failed")
@@ -27,6 +29,8 @@ class Query:
         Of the study.
     delivery
         A state that at least one delivery has.
+    uncommitted
+        Destinations of which at least one has not committed itself to what it got; None for all studies.
     modality
         That at least one scored series has.
     findings
@@ -38,6 +42,7 @@ class Query:
     text: str = ""
     state: str = ""
     delivery: str = ""
+    uncommitted: tuple[str, ...] | None = None
     modality: str = ""
     findings: bool | None = None
     since: float | None = None
@@ -149,20 +154,20 @@ class Catalogue:
             .group_by(InstanceRow.study_instance_uid)
         )
         with Session(self._engine) as session:
-            return dict(session.execute(query).tuples().all())
+            return dict(session.execute(query).all())
 
     def series_of_instances(self, study: str) -> dict[str, str]:
         """SOP Instance UID → Series Instance UID of a study."""
         query = select(InstanceRow.sop_instance_uid, InstanceRow.series_instance_uid)
         with Session(self._engine) as session:
             found = session.execute(query.where(InstanceRow.study_instance_uid == study))
-            return dict(found.tuples().all())
+            return dict(found.all())
 
     def states(self) -> dict[str, int]:
         """How many studies are in each state, every state named."""
         query = select(StudyRow.state, func.count()).group_by(StudyRow.state)
         with Session(self._engine) as session:
-            return dict.fromkeys(STATES, 0) | dict(session.execute(query).tuples().all())
+            return dict.fromkeys(STATES, 0) | dict(session.execute(query).all())
 
     def oldest(self) -> dict[str, float]:
         """When the longest waiting study of each unfinished state was last received."""
@@ -172,7 +177,7 @@ class Catalogue:
             .group_by(StudyRow.state)
         )
         with Session(self._engine) as session:
-            return dict(session.execute(query).tuples().all())
+            return dict(session.execute(query).all())
 
     def deliveries(self) -> dict[str, dict[str, int]]:
         """Destination → state → number of result objects."""
@@ -185,16 +190,17 @@ class Catalogue:
                 found.setdefault(destination, {})[state] = count
         return found
 
-    def undelivered(self, limit: int = 200) -> list[DeliveryRecord]:
-        """Deliveries that failed or are dead letters, the dead ones first."""
+    def uncommitted(self, destinations: Sequence[str]) -> dict[str, tuple[int, float]]:
+        """Destination → number of results that it got and did not commit to, and when it got the first."""
+        # An index that was made again does not know when.
+        since = func.min(func.nullif(DeliveryRow.next_at, 0.0))
         query = (
-            select(DeliveryRow)
-            .where(DeliveryRow.state.in_(["failed", "dead"]))
-            .order_by(DeliveryRow.state, DeliveryRow.expires_at)
-            .limit(limit)
+            select(DeliveryRow.destination, func.count(), func.coalesce(since, time.time()))
+            .where(not_committed(destinations))
+            .group_by(DeliveryRow.destination)
         )
         with Session(self._engine) as session:
-            return [record_of(DeliveryRecord, row) for row in session.scalars(query)]
+            return {name: (count, since) for name, count, since in session.execute(query)}
 
     def recent_scores(self, since: float, limit: int = 20_000) -> list[ScoreRecord]:
         """What bundles said since then, shadows included, oldest first."""
@@ -263,6 +269,10 @@ def _matching(query: Query) -> Select[StudyRow]:
     if query.delivery:
         found = found.where(
             exists().where(and_(DeliveryRow.study_instance_uid == key, DeliveryRow.state == query.delivery))
+        )
+    if query.uncommitted is not None:
+        found = found.where(
+            exists().where(DeliveryRow.study_instance_uid == key, not_committed(query.uncommitted))
         )
     scored = and_(ScoreRow.study_instance_uid == key, ~ScoreRow.shadow)
     if query.modality:

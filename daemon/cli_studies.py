@@ -46,17 +46,21 @@ def show(
 
     options, _ = load(settings)
     with open_index(options) as index:
-        print_study(out, index, resolve_study(index, study))
+        print_study(out, index, resolve_study(index, study), options.committing)
 
 
 @app.command()
 @guarded
 def retry(
     study: Annotated[str, typer.Argument(help="Study Instance UID, or its end.")] = "",
-    all_dead: Annotated[bool, typer.Option("--all-dead", help="Send every dead letter again.")] = False,
+    all_dead: Annotated[
+        bool, typer.Option("--all-dead", help="Send every dead letter again; ask for every commitment anew.")
+    ] = False,
     settings: SettingsOption = None,
 ) -> None:
     """Score a refused or failed study again, or send the undelivered results of a scored one.
+
+    Where a destination has not committed itself to what it got, it is asked for that again, too.
 
     Example: daemon retry 1.2.840.1
     """
@@ -69,10 +73,19 @@ def retry(
         if all_dead:
             count = index.retry_dead(time.time() + options.delivery.give_up_s)
             out.print(f"{count} dead letters will be sent again", highlight=False)
+            _tell_commitment(index.pledges.ask_anew(options.committing))
             return
-        record = index.retry(resolve_study(index, study), expires_at=time.time() + options.delivery.give_up_s)
+        uid = resolve_study(index, study)
+        record = index.retry(uid, expires_at=time.time() + options.delivery.give_up_s)
+        uncommitted = index.pledges.ask_anew(options.committing, uid)
     what = "undelivered results will be sent again" if record.state == "scored" else "it will be scored again"
     out.print(f"{what}; the running daemon does it within seconds")
+    _tell_commitment(uncommitted)
+
+
+def _tell_commitment(count: int) -> None:
+    if count:
+        out.print(f"commitment of {count} delivered results will be asked for again", highlight=False)
 
 
 def open_index(options: Settings) -> AbstractContextManager[Index]:

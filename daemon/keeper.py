@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
@@ -15,13 +15,24 @@ from daemon import commitment, dimse
 from daemon.commitment import BadRequestError, Reference
 from daemon.errors import SendError
 from daemon.log import event, pseudonym
-from daemon.pledges import Delivered, Pledges
+from daemon.pledges import Asked, Delivered, Pledges
 from daemon.requestor import Destination, associate
 from daemon.sections import CommitmentSettings
 
 
+class _Outcome(NamedTuple):
+    """What became of a request, in words, and how far it came."""
+
+    words: str
+    reached: bool = True
+    accepted: bool = False
+
+
 class Keeper:
     """Requests commitment of every delivered result of these destinations.
+
+    Only requests that the destination accepted count towards giving up: one that is away, or takes
+    none for now, is asked for ever, with a growing delay.
 
     Parameters
     ----------
@@ -66,31 +77,46 @@ class Keeper:
             How many requests were made.
         """
         made = 0
+        away: set[str] = set()
         for key, items in self._pledges.uncommitted(list(self._destinations)).items():
-            times, last = self._pledges.asked(*key)
-            if times >= self._settings.maximum_requests:
-                self._give_up(key, times)
-            elif self._clock() - last >= self._settings.timeout_s:
-                self._ask(key, items)
+            if key[2] in away:
+                continue
+            asked = self._pledges.asked(*key)
+            if asked.accepted >= self._settings.maximum_requests:
+                self._give_up(key, asked.accepted)
+            elif self._clock() - asked.last >= self._delay_s(asked):
                 made += 1
+                # One that does not answer would hold the others up once for each of its studies.
+                if not self._ask(key, items).reached:
+                    away.add(key[2])
         return made
 
-    def _ask(self, key: tuple[str, int, str], items: Sequence[Delivered]) -> None:
+    def _delay_s(self, asked: Asked) -> float:
+        """Seconds from one request to the next: longer and longer while none is accepted."""
+        growth = 2.0 ** min(max(asked.failed - 1, 0), 30)
+        longest = max(self._settings.maximum_delay_s, self._settings.timeout_s)
+        return min(self._settings.timeout_s * growth, longest)
+
+    def _ask(self, key: tuple[str, int, str], items: Sequence[Delivered]) -> _Outcome:
         study, revision, name = key
+        self._given_up.discard(key)
         transaction = commitment.new_transaction()
         self._pledges.ask(transaction, *key, self._clock())
         references = [Reference(item.sop_class_uid, item.sop_instance_uid) for item in items]
         outcome = self._request(self._destinations[name], transaction, references)
+        if outcome.accepted:
+            self._pledges.accepted(transaction)
         event(
             "commitment requested",
             study=pseudonym(study, self._key),
             revision=revision,
             destination=name,
             instances=len(items),
-            outcome=outcome,
+            outcome=outcome.words,
         )
+        return outcome
 
-    def _request(self, target: Destination, transaction: str, references: Sequence[Reference]) -> str:
+    def _request(self, target: Destination, transaction: str, references: Sequence[Reference]) -> _Outcome:
         """Send the N-ACTION, and take an N-EVENT-REPORT that comes on the same association at once."""
         reported = threading.Event()
 
@@ -104,16 +130,20 @@ class Keeper:
         try:
             with associate(target, contexts, handlers) as assoc:
                 if not assoc.accepted_contexts:
-                    return "does not accept Storage Commitment"
+                    return _Outcome("does not accept Storage Commitment")
                 ds = commitment.request(transaction, references)
                 status, _ = assoc.send_n_action(
                     ds, commitment.REQUEST, commitment.SOP_CLASS, commitment.SOP_INSTANCE
                 )
-                if status.get("Status") != dimse.SUCCESS:
-                    return f"refused with {dimse.status_name(status.get('Status', dimse.PROCESSING_FAILURE))}"
-                return "answered" if reported.wait(self._settings.wait_s) else "accepted"
+                answer = status.get("Status")
+                if answer is None:
+                    return _Outcome(f"no answer within {target.dimse_timeout_s:g} s", reached=False)
+                if answer != dimse.SUCCESS:
+                    return _Outcome(f"refused with {dimse.status_name(answer)}")
+                words = "answered" if reported.wait(self._settings.wait_s) else "accepted"
+                return _Outcome(words, accepted=True)
         except SendError as error:
-            return str(error)
+            return _Outcome(str(error), reached=False)
 
     def _give_up(self, key: tuple[str, int, str], times: int) -> None:
         if key not in self._given_up:

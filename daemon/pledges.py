@@ -3,10 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, and_, delete, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
+from sqlalchemy.sql import ColumnElement
 
-from daemon.tables import CommitmentRow, DeliveryRow, InstanceRow, ResultRow
+from daemon.tables import CommitmentRow, DeliveryRow, InstanceRow, ResultRow, StudyRow
+
+# Requests that nobody accepted stay for an answer that comes late, this many of each revision.
+_KEPT_UNACCEPTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,45 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """How often commitment was asked for.
+
+    Parameters
+    ----------
+    accepted
+        Requests that the destination took (N-ACTION answered with Success).
+    failed
+        Requests since then that it did not take, or that did not reach it.
+    last
+        When the last one was made; 0 for never.
+    """
+
+    accepted: int
+    failed: int
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """One received instance as the index knows it."""
 
     sop_class_uid: str
     path: str
     size_bytes: int
+
+
+def not_committed(destinations: Iterable[str]) -> ColumnElement[bool]:
+    """Match the deliveries that arrived at these destinations and to which they did not commit.
+
+    What was pruned before its destination was asked to commit could not be sent again: it is left out.
+    """
+    study = aliased(StudyRow)
+    return and_(
+        DeliveryRow.destination.in_(list(destinations)),
+        DeliveryRow.state == "sent",
+        DeliveryRow.committed_at.is_(None),
+        exists().where(study.study_instance_uid == DeliveryRow.study_instance_uid, study.pruned_at.is_(None)),
+    )
 
 
 class Pledges:
@@ -54,11 +91,7 @@ class Pledges:
                 & (ResultRow.revision == DeliveryRow.revision)
                 & (ResultRow.sop_instance_uid == DeliveryRow.sop_instance_uid),
             )
-            .where(
-                DeliveryRow.destination.in_(list(destinations)),
-                DeliveryRow.state == "sent",
-                DeliveryRow.committed_at.is_(None),
-            )
+            .where(not_committed(destinations))
         )
         found: dict[tuple[str, int, str], list[Delivered]] = {}
         with Session(self._reader) as session:
@@ -67,20 +100,37 @@ class Pledges:
                 found.setdefault(key, []).append(Delivered(*key, sop_class, row.sop_instance_uid))
         return found
 
-    def asked(self, study: str, revision: int, destination: str) -> tuple[int, float]:
-        """Return how often commitment was asked for, and when for the last time (0 for never)."""
-        query = select(CommitmentRow.asked_at).where(
+    def asked(self, study: str, revision: int, destination: str) -> Asked:
+        """Return how often commitment was asked for since a person last had it asked anew."""
+        query = select(CommitmentRow.asked_at, CommitmentRow.state).where(
             CommitmentRow.study_instance_uid == study,
             CommitmentRow.revision == revision,
             CommitmentRow.destination == destination,
+            CommitmentRow.state != "past",
         )
         with Session(self._reader) as session:
-            times = list(session.scalars(query))
-        return len(times), max(times, default=0.0)
+            rows = session.execute(query).all()
+        accepted = [row.asked_at for row in rows if row.state == "accepted"]
+        since = max(accepted, default=0.0)
+        failed = [row for row in rows if row.state == "asked" and row.asked_at > since]
+        return Asked(len(accepted), len(failed), max((row.asked_at for row in rows), default=0.0))
 
     def ask(self, transaction_uid: str, study: str, revision: int, destination: str, at: float) -> None:
         """Record a request before it is made: its answer may come at once, and to another process."""
+        unaccepted = (
+            select(CommitmentRow.transaction_uid)
+            .where(
+                CommitmentRow.study_instance_uid == study,
+                CommitmentRow.revision == revision,
+                CommitmentRow.destination == destination,
+                CommitmentRow.state == "asked",
+            )
+            .order_by(CommitmentRow.asked_at.desc())
+        )
         with Session(self._writer) as session, session.begin():
+            # An outage of weeks shall not fill the table.
+            old = list(session.scalars(unaccepted))[_KEPT_UNACCEPTED - 1 :]
+            session.execute(delete(CommitmentRow).where(CommitmentRow.transaction_uid.in_(old)))
             session.add(
                 CommitmentRow(
                     transaction_uid=transaction_uid,
@@ -90,6 +140,40 @@ class Pledges:
                     asked_at=at,
                 )
             )
+
+    def accepted(self, transaction_uid: str) -> None:
+        """Record that the destination took a request: it counts from now on."""
+        with Session(self._writer) as session, session.begin():
+            session.execute(
+                update(CommitmentRow)
+                .where(CommitmentRow.transaction_uid == transaction_uid, CommitmentRow.state == "asked")
+                .values(state="accepted")
+            )
+
+    def ask_anew(self, destinations: Iterable[str], study: str = "") -> int:
+        """Have commitment asked for as if it never was; answers to earlier requests are still taken.
+
+        Parameters
+        ----------
+        destinations
+            Those that are asked to commit.
+        study
+            "" for every study.
+
+        Returns
+        -------
+        int
+            How many results are delivered to them and not committed.
+        """
+        names = list(destinations)
+        change = update(CommitmentRow).where(CommitmentRow.destination.in_(names))
+        count = select(func.count()).select_from(DeliveryRow).where(not_committed(names))
+        if study:
+            change = change.where(CommitmentRow.study_instance_uid == study)
+            count = count.where(DeliveryRow.study_instance_uid == study)
+        with Session(self._writer) as session, session.begin():
+            session.execute(change.values(state="past"))
+            return session.scalar(count) or 0
 
     def settle(
         self, transaction_uid: str, committed: Iterable[str], failed: dict[str, str], at: float

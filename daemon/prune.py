@@ -58,8 +58,7 @@ class Pruner:
     def plan(self, *, by_age: bool = True) -> Plan:
         """Decide what goes; nothing is removed."""
         options = self._settings.retention
-        committing = [entry.name for entry in self._settings.destinations if entry.commitment]
-        candidates = self._index.prunable(committing)
+        candidates = self._index.prunable(self._settings.committing)
         old: list[Prunable] = []
         if by_age and options.maximum_age_days:
             limit = self._clock() - options.maximum_age_days * _DAY_S

@@ -1,5 +1,6 @@
 """What the index gives out and takes in: plain, frozen records; times are seconds since the epoch, UTC."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
@@ -106,6 +107,18 @@ class DeliveryRecord:
     next_at: float
     expires_at: float
     committed_at: float | None = None
+
+    def commitment(self, committing: Collection[str]) -> str:
+        """Say whether it is committed to storage; "" where it is not delivered, or nobody is asked to.
+
+        Parameters
+        ----------
+        committing
+            Names of the destinations that are asked.
+        """
+        if self.state != "sent" or self.destination not in committing:
+            return ""
+        return "not committed" if self.committed_at is None else "committed"
 
 
 @dataclass(frozen=True, slots=True)

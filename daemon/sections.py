@@ -239,6 +239,7 @@ class CommitmentSettings(Section):
     """``[commitment]``: how destinations with ``commitment = true`` are asked to keep what they got."""
 
     timeout_s: Seconds = 600.0
+    maximum_delay_s: Seconds = 3_600.0
     maximum_requests: Annotated[int, Field(ge=1, le=1000)] = 20
     wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0
 

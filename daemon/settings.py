@@ -125,6 +125,11 @@ class Settings(BaseSettings):
         return found or {PROFILES[self.results.profile]: ()}
 
     @property
+    def committing(self) -> list[str]:
+        """Names of the destinations that are asked for storage commitment."""
+        return [entry.name for entry in self.destinations if entry.commitment]
+
+    @property
     def spool_dir(self) -> Path:
         """Received instances."""
         return self.service.data_dir / (self.service.spool_dir or "spool")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.errors import StudyError
-from daemon.index import Index
+from daemon.index import DeliveryRecord, Index
 from daemon.offline import ScoredStudy
 
 
@@ -47,8 +48,16 @@ def studies_table(index: Index) -> Table:
     return table
 
 
-def print_study(console: Console, index: Index, uid: str) -> None:
-    """Everything that the index knows of one study."""
+def print_study(console: Console, index: Index, uid: str, committing: Collection[str] = ()) -> None:
+    """Everything that the index knows of one study.
+
+    Parameters
+    ----------
+    console, index, uid
+        Where to, from where, which study.
+    committing
+        Names of the destinations that are asked for storage commitment.
+    """
     study = index.get_study(uid)
     console.print(f"study      {uid}", highlight=False)
     console.print(f"received   {_time(study.first_received)} … {_time(study.last_received)}", highlight=False)
@@ -66,8 +75,8 @@ def print_study(console: Console, index: Index, uid: str) -> None:
         console.print(f"result     revision {result.revision} {result.kind} {result.sop_instance_uid}")
     for delivery in index.deliveries(uid):
         console.print(
-            f"delivery   {delivery.destination}: {delivery.state} after {delivery.attempts} attempts "
-            f"{delivery.last_error}",
+            f"delivery   {delivery.destination}: {delivery.state} after {delivery.attempts} attempts"
+            f"{_commitment(index, delivery, committing)} {delivery.last_error}",
             markup=False,
         )
 
@@ -131,6 +140,15 @@ def scored_as_dict(item: ScoredStudy) -> dict[str, Any]:
         ],
         "files": [str(path) for path in item.files],
     }
+
+
+def _commitment(index: Index, delivery: DeliveryRecord, committing: Collection[str]) -> str:
+    """Whether it is committed; if not, how many requests the destination took, and did not take lately."""
+    words = delivery.commitment(committing)
+    if words == "not committed":
+        asked = index.pledges.asked(delivery.study_instance_uid, delivery.revision, delivery.destination)
+        words += f" ({asked.accepted} requests accepted, then {asked.failed} not)"
+    return words and f", {words}"
 
 
 def _time(seconds: float) -> str:

@@ -126,6 +126,9 @@ class DeliveryRow(Base):
     # When the destination committed itself to keep it; none before, or where it is not asked to.
     committed_at: Mapped[float | None] = mapped_column(Float, default=None)
 
+    # What is not committed yet is looked for every few seconds.
+    __table_args__ = (Index("ix_pacs_deliveries_commitment", "destination", "committed_at"),)
+
 
 class CommitmentRow(Base):
     """One request for storage commitment of one revision's results at one destination."""
@@ -139,6 +142,8 @@ class CommitmentRow(Base):
     revision: Mapped[int] = mapped_column(Integer)
     destination: Mapped[str] = mapped_column(String)
     asked_at: Mapped[float] = mapped_column(Float)
+    # "asked"; "accepted" once the destination took the request; "past" when a person had it asked anew.
+    state: Mapped[str] = mapped_column(String(16), default="asked", server_default="asked")
 
 
 class ExecutorRow(Base):

@@ -15,16 +15,19 @@ from peers import OrthancPeer, free_port, orthanc
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.pdu import P_DATA_TF
+from sqlalchemy import select, text
 from test_receiver import Node, running, wait_for
 
 from daemon import commitment
 from daemon.admission import Peer
 from daemon.commitment import Reference, Report, judge
 from daemon.keeper import Keeper
+from daemon.pledges import Asked, not_committed
 from daemon.records import ResultRecord
 from daemon.requestor import Destination
 from daemon.sections import CommitmentSettings
 from daemon.sender import send
+from daemon.tables import DeliveryRow
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -285,23 +288,116 @@ def test_orthanc_gets_our_commitment(tmp_path: Path) -> None:
         assert pacs.get(report)["Status"] == "Success"
 
 
+@contextmanager
+def archive(status: int) -> Iterator[Destination]:
+    """A destination that answers each request with a status, and never reports."""
+    port = free_port()
+    ae = AE(ae_title="ARCHIVE")
+    ae.add_supported_context(commitment.SOP_CLASS)
+    handlers = [(evt.EVT_N_ACTION, lambda _: (status, None))]
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    try:
+        yield Destination("archive", "ARCHIVE", "127.0.0.1", port)
+    finally:
+        server.shutdown()
+
+
+def also_at(node: Node, destination: Destination, folder: Path) -> str:
+    """Deliver a study, note that this destination got its results as well, and return the study."""
+    study, _ = delivered(node, here(node), folder)
+    node.index.plan_deliveries(study, 1, [destination.name], 10_000.0)
+    for delivery in node.index.deliveries(study, 1, destination.name):
+        node.index.update_delivery(delivery, "sent")
+    return study
+
+
 def test_an_answer_that_does_not_come_is_asked_for_again(tmp_path: Path) -> None:
-    """Not before the timeout, then again, and not beyond the maximum."""
+    """Not before the timeout, then again, not beyond the maximum of accepted ones; a person has it go on."""
     now = [1000.0]
-    silent = Destination("silent", "NOBODY", "127.0.0.1", free_port(), connect_timeout_s=0.5)
+    with running(tmp_path) as node, archive(0x0000) as silent:
+        study = also_at(node, silent, tmp_path / "ct")
+        asking = keeper(node, silent, lambda: now[0], timeout_s=60.0, maximum_requests=3, wait_s=0.0)
+
+        def made(ticks: int) -> list[int]:
+            found = []
+            for _ in range(ticks):
+                found.append(asking.tick())
+                now[0] += 30.5
+            return found
+
+        assert made(8) == [1, 0, 1, 0, 1, 0, 0, 0]
+        assert node.index.pledges.asked(study, 1, silent.name).accepted == 3
+        assert node.index.pledges.ask_anew([silent.name], study) == 2
+        assert made(2) == [1, 0]
+
+
+def _made_at(asking: Keeper, now: list[float], hours: float) -> list[float]:
+    """Tick every minute for a while and return at which minutes something was asked."""
+    began, minutes = now[0], []
+    while now[0] < began + hours * 3_600.0:
+        if asking.tick():
+            minutes.append((now[0] - began) / 60.0)
+        now[0] += 60.0
+    return minutes
+
+
+def test_an_outage_is_outlasted(tmp_path: Path) -> None:
+    """A destination that is away is asked for ever, ever more rarely, and none of that counts."""
+    now = [1_000_000.0]
+    away = Destination("away", "NOBODY", "127.0.0.1", free_port(), connect_timeout_s=0.5)
     with running(tmp_path) as node:
-        target = here(node)
-        study, _ = delivered(node, target, tmp_path / "ct")
-        node.index.plan_deliveries(study, 1, [silent.name], 10_000.0)
-        for delivery in node.index.deliveries(study, 1, silent.name):
+        study = also_at(node, away, tmp_path / "ct")
+        asking = keeper(node, away, lambda: now[0], maximum_requests=2)
+        assert _made_at(asking, now, 5.0) == [0, 10, 30, 70, 130, 190, 250]
+        now[0] += 30 * 86_400.0
+        assert asking.tick() == 1
+        assert node.index.pledges.asked(study, 1, away.name).accepted == 0
+
+
+def test_a_request_that_is_refused_does_not_count(tmp_path: Path) -> None:
+    """A destination that takes no requests for now is asked again, however often it refused."""
+    now = [1_000_000.0]
+    with running(tmp_path) as node, archive(0x0213) as busy:
+        study = also_at(node, busy, tmp_path / "ct")
+        asking = keeper(node, busy, lambda: now[0], maximum_requests=2)
+        assert _made_at(asking, now, 3.0) == [0, 10, 30, 70, 130]
+        assert node.index.pledges.asked(study, 1, busy.name) == (Asked(0, 5, now[0] - 50 * 60.0))
+
+
+def test_one_destination_that_is_away_is_asked_once_for_all_its_studies(tmp_path: Path) -> None:
+    """Its other revisions are not tried in the same round: each try may take the whole timeout."""
+    away = Destination("away", "NOBODY", "127.0.0.1", free_port(), connect_timeout_s=0.5)
+    with running(tmp_path) as node:
+        study = also_at(node, away, tmp_path / "ct")
+        node.index.add_results(
+            ResultRecord(study, 2, "SR", CT, uid, f"{uid}.9", "results/x.dcm", "0" * 64) for uid in ["1.2.7"]
+        )
+        node.index.plan_deliveries(study, 2, [away.name], 10_000.0)
+        for delivery in node.index.deliveries(study, 2, away.name):
             node.index.update_delivery(delivery, "sent")
-        asking = keeper(node, silent, lambda: now[0], timeout_s=60.0, maximum_requests=3)
-        made = []
-        for _ in range(6):
-            made.append(asking.tick())
-            now[0] += 30.5
-        assert made == [1, 0, 1, 0, 1, 0]
-        assert node.index.pledges.asked(study, 1, silent.name)[0] == 3
+        assert keeper(node, away).tick() == 1
+
+
+def test_an_outage_of_months_does_not_fill_the_table(tmp_path: Path) -> None:
+    """Of the requests that nobody accepted the newest stay, for an answer that comes late."""
+    with running(tmp_path) as node:
+        study, _ = delivered(node, here(node), tmp_path / "ct")
+        for number in range(50):
+            node.index.pledges.ask(f"2.25.{number}", study, 1, "self", 1000.0 + number)
+        assert node.index.pledges.asked(study, 1, "self").failed == 20
+        assert node.index.pledges.settle("2.25.49", [], {}, 2000.0) is not None
+        assert node.index.pledges.settle("2.25.0", [], {}, 2000.0) is None
+
+
+def test_what_is_not_committed_is_found_by_an_index(tmp_path: Path) -> None:
+    """The look every few seconds does not read every delivery that was ever made."""
+    node = Node(tmp_path)
+    with node.index._engine.connect() as connection:
+        query = select(DeliveryRow.sop_instance_uid).where(not_committed(["pacs"]))
+        sql = query.compile(connection, compile_kwargs={"literal_binds": True})
+        plan = [row[3] for row in connection.execute(text(f"EXPLAIN QUERY PLAN {sql}"))]
+    node.index.close()
+    assert "ix_pacs_deliveries_commitment" in plan[0]
 
 
 def test_a_report_that_nobody_asked_for_changes_nothing(tmp_path: Path) -> None:

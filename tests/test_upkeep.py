@@ -22,6 +22,7 @@ from daemon.errors import SpoolError
 from daemon.index import Index
 from daemon.jobs import JobRecord, ResultRef
 from daemon.manifest import keep_job, keep_outcome, keep_sent
+from daemon.pledges import Asked
 from daemon.prune import Pruner
 from daemon.records import ResultRecord
 from daemon.settings import Settings, load_settings
@@ -214,6 +215,23 @@ def test_every_dead_letter_is_requeued_at_once(desk: Desk) -> None:
     assert "3 dead letters" in desk.daemon("retry", "--all-dead")
     states = {delivery.study_instance_uid: delivery.state for delivery in desk.index.deliveries()}
     assert states == {"1.5.0": "pending", "1.5.1": "pending", "1.5.2": "pending", "1.6": "sent"}
+
+
+def test_what_is_not_committed_is_shown_and_asked_for_again(tmp_path: Path) -> None:
+    """``daemon show`` says so, with the requests; ``daemon retry`` asks anew, for one study and for all."""
+    desk = Desk(tmp_path, commitment=True)
+    desk.scored("1.5")
+    desk.index.pledges.ask("2.25.1", "1.5", 1, "pacs", NOW)
+    desk.index.pledges.accepted("2.25.1")
+    assert "not committed (1 requests accepted, then 0 not)" in desk.daemon("show", "1.5")
+    for arguments in (["1.5"], ["--all-dead"]):
+        assert "commitment of 1 delivered results" in desk.daemon("retry", *arguments)
+        assert desk.index.pledges.asked("1.5", 1, "pacs") == Asked(0, 0, 0.0)
+        desk.index.pledges.ask(f"2.25.{arguments[0]}", "1.5", 1, "pacs", NOW)
+    assert desk.index.pledges.settle("2.25.1", ["1.5.9"], {}, NOW) == ("pacs", 1, 0)
+    assert "attempts, committed" in desk.daemon("show", "1.5")
+    assert "commitment of" not in desk.daemon("retry", "1.5")
+    desk.index.close()
 
 
 def picture(index: Index) -> dict[str, Any]:

@@ -20,8 +20,9 @@ SAID = {
 
 
 def retry(desk: Desk, uid: str) -> None:
-    """Score a failed or refused study again, or send undelivered results again."""
+    """Score a failed or refused study again, or send undelivered results and ask for commitment again."""
     desk.index.retry(uid, expires_at=_expiry(desk))
+    desk.index.pledges.ask_anew(desk.settings.committing, uid)
 
 
 def rescore(desk: Desk, uid: str, version: str = "") -> None:

@@ -91,6 +91,16 @@ class _Gauges(Collector):
             for state in ("pending", "failed", "dead", "sent"):
                 family.add_metric((name, state), counts.get(name, {}).get(state, 0))
         yield family
+        committing = self._desk.settings.committing
+        open_ = dict.fromkeys(committing, (0, now)) | catalogue.uncommitted(committing)
+        counted = {name: count for name, (count, _) in open_.items()}
+        yield _gauge(
+            "uncommitted_instances", "Delivered, but not committed to storage.", "destination", counted
+        )
+        oldest = {name: max(now - since, 0.0) for name, (_, since) in open_.items()}
+        yield _gauge(
+            "oldest_uncommitted_age_seconds", "Longest wait for a commitment.", "destination", oldest
+        )
 
     def _machine(self) -> Iterator[Metric]:
         desk, disk = self._desk, disk_of(self._desk)

@@ -125,6 +125,7 @@ def now_of(desk: Desk) -> Now:
         needs=[
             *_machine_needs(disk, roles, certs, in_use, desk.settings.model.bundle),
             *_destination_needs(destinations, dead),
+            *_commitment_needs(desk, at),
             *_study_needs(states),
             *(Need("warn", text, "/quality") for text in desk.drift.found),
         ],
@@ -164,6 +165,20 @@ def _destination_needs(destinations: list[DestinationState], dead: int) -> list[
         objects = "result object is" if dead == 1 else "result objects are"
         needs.append(Need("bad", f"{dead} {objects} undeliverable (dead letters)", "/studies?delivery=dead"))
     return needs
+
+
+def _commitment_needs(desk: Desk, at: float) -> list[Need]:
+    """Who has not committed itself for longer than an answer is asked for."""
+    patience_s = desk.settings.commitment.timeout_s * desk.settings.commitment.maximum_requests
+    return [
+        Need(
+            "warn",
+            f"{name} has not committed itself to {count} delivered result objects: they cannot be pruned",
+            "/studies?delivery=not+committed",
+        )
+        for name, (count, since) in desk.catalogue.uncommitted(desk.settings.committing).items()
+        if at - since > patience_s
+    ]
 
 
 def _study_needs(states: dict[str, int]) -> list[Need]:

@@ -15,11 +15,13 @@ from daemon.web.desk import TheDesk, Viewer
 
 router = APIRouter(include_in_schema=False)
 
-DELIVERY_STATES = ("pending", "sent", "failed", "dead")
+_UNCOMMITTED = "not committed"
+DELIVERY_STATES = ("pending", "sent", "failed", "dead", _UNCOMMITTED)
 Findings = Literal["", "yes", "no"]
 
 
 def query_of(
+    desk: TheDesk,
     q: str = "",
     state: str = "",
     delivery: str = "",
@@ -35,7 +37,8 @@ def query_of(
     return Query(
         text=q.strip()[:128],
         state=state,
-        delivery=delivery,
+        delivery="" if delivery == _UNCOMMITTED else delivery,
+        uncommitted=tuple(desk.settings.committing) if delivery == _UNCOMMITTED else None,
         modality=modality[:16],
         findings={"": None, "yes": True, "no": False}[findings],
         since=_day(since),

@@ -25,6 +25,7 @@ def study(request: Request, desk: TheDesk, visitor: Viewer, uid: str, done: str 
         visitor,
         c=chronicle_of(desk, uid),
         destinations=[target.name for target in desk.targets],
+        committing=desk.settings.committing,
         bundles=desk.bundles.lines(),
         show_patients=desk.patients.show,
         done=actions.SAID.get(done, ""),
