@@ -26,7 +26,7 @@ class CommitmentService:
     peer_node
         As of :class:`daemon.reporter.Reporter`.
     may_commit
-        Whether an association's peer may ask.
+        Whether an association's peer may ask, and report on what we asked.
     """
 
     def __init__(
@@ -68,4 +68,11 @@ class CommitmentService:
 
     def _reported(self, report: evt.Event) -> tuple[int, None]:
         """Take a destination's answer to a request of ours (PS3.4 J.3.3)."""
+        if not self._may_commit(report.assoc):
+            # Without this line nobody would learn why its results are never committed.
+            requestor: Any = report.assoc.requestor
+            calling_ae = requestor.primitive.calling_ae_title
+            reason = 'a report by a peer whose "may" in [[peers]] lacks "commit"'
+            event("commitment", level=logging.WARNING, calling_ae=calling_ae, reason=reason)
+            return dimse.NOT_AUTHORISED, None
         return take_report(report, self._pledges), None

@@ -139,6 +139,11 @@ def _acceptor(settings: Settings) -> Iterator[str]:
     yield ""
     yield from _table(("status", "meaning"), [(f"0x{s:04X}", text) for s, text in _STORE_STATUSES])
     yield ""
+    yield "### Other services"
+    yield ""
+    yield "C-ECHO is answered 0x0000, or 0x0124 when the peer may not verify (`may` in `[[peers]]`). N-ACTION"
+    yield "and N-EVENT-REPORT of storage commitment are answered 0x0124 when the peer may not commit."
+    yield ""
     yield "### Storage commitment (SCP)"
     yield ""
     yield "N-ACTION is answered at once, the N-EVENT-REPORT follows on a new association to the peer."

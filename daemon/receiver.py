@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, build_context, evt
+from pynetdicom import evt
 from pynetdicom.association import Association
 
 from daemon import dimse
 from daemon.admission import Admission, Peer, Verdict
 from daemon.audit import Trail, no_trail
 from daemon.commitment_service import CommitmentService
-from daemon.connections import Connection, Server, Waiting, end
+from daemon.connections import Waiting, end
 from daemon.doorstep import Request
 from daemon.incoming import IncomingProvider, set_no_delay
 from daemon.index import Index
 from daemon.limits import LimitError, Limits, plain_address
+from daemon.listeners import Listeners
 from daemon.log import event
 from daemon.reception.choice import fast_reception
 from daemon.reception.provider import FastProvider
@@ -102,38 +103,33 @@ class Receiver:
         self._close_at_release, self._on_stored = close_at_release, on_stored
         self._trail = trail or no_trail()
         self.reception = fast_reception(reception, spool, index, self.limits, on_stored)
-        self._ae = AE(ae_title=ae_title)
-        self._ae.maximum_pdu_size = self.limits.maximum_pdu_bytes
-        # The receiver counts by itself: a rejected association that lingers takes no place.
-        self._ae.maximum_associations = 1_000_000
-        dimse.configure_application(
-            self._ae, self.limits.acse_timeout_s, self.limits.dimse_timeout_s, self.limits.network_timeout_s
-        )
         self._offer = dimse.Offer(private_sop_classes)
         self.commitment = CommitmentService(
-            index.pledges, spool, self._node_of, lambda assoc: "commit" in self._tallies[assoc].may
+            index.pledges, spool, self._node_of, lambda assoc: self._may(assoc, "commit")
         )
         self._peer_node = peer_node
         self._tallies: dict[Association, Tally] = {}
         self._places = 0
         self._lock = threading.Lock()
         self._plain, self._tls_port, self._tls = plain, tls_port, tls
-        self._servers: list[Server] = []
-        self._threads: list[threading.Thread] = []
+        handlers = [
+            (evt.EVT_REQUESTED, self._requested),
+            (evt.EVT_C_ECHO, self._echo),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_RELEASED, self._released),
+            *self.commitment.handlers(),
+        ]
+        self._listeners = Listeners(ae_title, handlers, self)
 
     @property
     def port(self) -> int:
         """The port that is listened on without encryption."""
-        return self._port_of(encrypted=False) or self._address[1]
+        return self._listeners.port(encrypted=False) or self._address[1]
 
     @property
     def tls_port(self) -> int:
         """The port that is listened on with encryption; 0 for none."""
-        return self._port_of(encrypted=True)
-
-    def _port_of(self, *, encrypted: bool) -> int:
-        ports = (s.server_address[1] for s in self._servers if (s.tls is not None) == encrypted)
-        return int(next(ports, 0))
+        return self._listeners.port(encrypted=True)
 
     @property
     def associations(self) -> int:
@@ -154,49 +150,21 @@ class Receiver:
             self.reception.start()
         try:
             if self._plain:
-                self._listen(self._address, None)
+                self._listeners.open(self._address)
             if self._tls is not None:
-                self._listen((self._address[0], self._tls_port or 0), self._tls)
+                self._listeners.open((self._address[0], self._tls_port or 0), self._tls)
         except OSError:
-            for server in self._servers:
-                server.server_close()
-            self._servers.clear()
+            self._listeners.close()
             if self.reception is not None:
                 self.reception.close()
             raise
-        for server in self._servers:
-            thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="receiver")
-            thread.start()
-            self._threads.append(thread)
-            outcome = "plain" if server.tls is None else "TLS"
-            port = server.server_address[1]
-            event("receiver started", port=port, called_ae=self.ae_title, outcome=outcome)
-
-    def _listen(self, address: tuple[str, int], tls: ssl.SSLContext | None) -> None:
-        server: Any = self._ae.make_server(
-            address,
-            contexts=[build_context(dimse.VERIFICATION)],
-            evt_handlers=[
-                (evt.EVT_REQUESTED, self._requested),
-                (evt.EVT_C_STORE, self._store),
-                (evt.EVT_RELEASED, self._released),
-                *self.commitment.handlers(),
-            ],
-            server_class=Server,
-            request_handler=Connection,
-        )
-        server.receiver, server.tls = self, tls
-        self._ae._servers.append(server)
-        self._servers.append(server)
+        self._listeners.serve()
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Stop listening, let open associations finish for a while, then abort what is left."""
-        if not self._servers:
+        if not self._listeners:
             return
-        for server in self._servers:
-            server.shutdown()
-        for thread in self._threads:
-            thread.join()
+        self._listeners.stop()
         self.waiting.close_all()
         deadline = time.monotonic() + timeout_s
         while self._established() and time.monotonic() < deadline:
@@ -207,7 +175,6 @@ class Receiver:
             end(assoc)
         while self.associations and time.monotonic() < deadline + 5.0:
             time.sleep(0.02)
-        self._servers, self._threads = [], []
         if self.reception is not None:
             self.reception.close()
         self.commitment.stop()
@@ -289,7 +256,16 @@ class Receiver:
     def _released(self, released: evt.Event) -> None:
         self._tallies[released.assoc].outcome = "released"
 
-    # C-STORE
+    # Services
+
+    def _may(self, assoc: Association, operation: str) -> bool:
+        """Whether an association's peer may do this; an association that is not ours may nothing."""
+        tally = self._tallies.get(assoc)
+        return tally is not None and operation in tally.may
+
+    def _echo(self, request: evt.Event) -> int:
+        """Answer one C-ECHO request (PS3.7 9.1.5)."""
+        return dimse.SUCCESS if self._may(request.assoc, "echo") else dimse.NOT_AUTHORISED
 
     def _store(self, request: evt.Event) -> Dataset:
         """Answer one C-STORE request (PS3.7 9.1.1) that pynetdicom has received."""

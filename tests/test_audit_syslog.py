@@ -44,7 +44,7 @@ def test_rsyslog_has_what_the_file_has(tmp_path: Path, server: SyslogPeer) -> No
             data = encoded(PatientName="Müller^Zoë", SpecificCharacterSet="ISO_IR 192")
             assert store_raw(assoc, data, str(ct_series()[0].SOPInstanceUID)) == 0
         wait_for(lambda: node.receiver.associations == 0)
-        (instance,) = node.spool.scan()
+        (instance,) = node.scan()
         many = {f"1.2.840.10008.5.1.4.1.1.{number}": number for number in range(1, 1_000)}
         trail.accessed("Zoë", "192.0.2.3", Transfer("1.2.3", many, node.spool.path(instance.path)))
     trail.stopped()

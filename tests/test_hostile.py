@@ -3,6 +3,7 @@
 import logging
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_receiver import EXPLICIT, ZOO, Node, association, encoded, running, store_raw, wait_for
 
+from daemon.admission import Peer
 from daemon.errors import SpoolError
 from daemon.part10 import file_meta, read_file_header
 from daemon.sender import Destination, echo
@@ -263,6 +265,16 @@ def test_a_flood_of_presentation_contexts_is_refused(tmp_path: Path) -> None:
             connection.sendall(attacks.request(most))
             assert connection.recv(1) == b"\x02"
             assert time.monotonic() - started < 3.0
+
+
+def test_an_echo_on_a_storage_context_needs_its_right_too(tmp_path: Path) -> None:
+    """A peer that may only store gets 0x0124 to a C-ECHO, on whatever context it sends it."""
+    peers = [Peer("ct", "HOSTILE", "127.0.0.1", frozenset({"store"}))]
+    with running(tmp_path, peers=peers, accept_unknown_peers=False) as node:
+        with attacks.associate(node.port) as connection:
+            connection.sendall(attacks.data(attacks.echo_command(), 3))
+            answer = connection.recv(4_096)
+        assert struct.pack("<HHLH", 0x0000, 0x0900, 2, 0x0124) in answer
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ HOMES = {
     "pynetdicom": {
         "daemon.receiver",
         "daemon.connections",
+        "daemon.listeners",
         "daemon.guard",
         "daemon.keeper",
         "daemon.commitment_service",

@@ -17,14 +17,15 @@ import pytest
 from factories import ct_series, write_all
 from peers import dcmsend, dcmtk, need, storescp, storescu
 from pydicom.filereader import _read_file_meta_info, read_preamble
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, build_role
 
+from daemon import commitment, dimse
 from daemon.admission import Peer
 from daemon.index import Index
 from daemon.limits import Limits
 from daemon.receiver import Receiver
 from daemon.requestor import AnswersOnly
-from daemon.spool import Spool
+from daemon.spool import Spool, StoredInstance
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -51,6 +52,10 @@ class Node:
         """Return what the index holds, by SOP Instance UID."""
         studies = [study.study_instance_uid for study in self.index.list_studies()]
         return {i.sop_instance_uid: i for study in studies for i in self.index.instances_of(study)}
+
+    def scan(self) -> list[StoredInstance]:
+        """Return what lies in the spool, whatever the index holds."""
+        return [found for study in self.spool.studies() for found in self.spool.scan(study)]
 
     def parts(self) -> list[Path]:
         """Return what lies unfinished in the spool."""
@@ -183,6 +188,42 @@ def test_a_peer_that_may_only_echo_is_answered_not_authorised(tmp_path: Path) ->
     assert node.parts() == []
 
 
+@pytest.mark.parametrize(
+    ("may", "status"),
+    [({"echo"}, 0x0000), ({"store", "commit"}, 0x0124), (set(), 0x0124)],
+    ids=["echo alone", "all but echo", "nothing"],
+)
+def test_an_echo_needs_its_right(tmp_path: Path, may: set[str], status: int) -> None:
+    """A listed peer is answered 0x0124 unless it may echo."""
+    peers = [Peer("ct", "MODALITY", "127.0.0.1", frozenset(may))]
+    with (
+        running(tmp_path, peers=peers, accept_unknown_peers=False) as node,
+        association(node, sop_class=dimse.VERIFICATION) as assoc,
+    ):
+        assert assoc.send_c_echo().Status == status
+
+
+@pytest.mark.parametrize(("may", "status"), [({"commit"}, 0x0112), ({"store", "echo"}, 0x0124)])
+def test_a_report_on_commitment_needs_its_right(tmp_path: Path, may: set[str], status: int) -> None:
+    """A report is looked at when its peer may commit, and answered 0x0124 otherwise."""
+    peers = [Peer("pacs", "MODALITY", "127.0.0.1", frozenset(may))]
+    with running(tmp_path, peers=peers, accept_unknown_peers=False) as node:
+        ae = AE(ae_title="MODALITY")
+        ae.add_requested_context(commitment.SOP_CLASS)
+        role = build_role(commitment.SOP_CLASS, scp_role=True)
+        assoc = ae.associate("127.0.0.1", node.port, ae_title="ANOMALYD", ext_neg=[role])
+        assert assoc.is_established
+        connection = assoc.dul.socket.socket
+        report = commitment.Report("1.2.3.99", (commitment.Reference(CT, "1.2.3.4"),))
+        answer, _ = assoc.send_n_event_report(
+            commitment.encode(report), report.event_type, commitment.SOP_CLASS, commitment.SOP_INSTANCE
+        )
+        assert answer.Status == status
+        assoc.release()
+        assoc.join(10.0)
+        connection.close()
+
+
 @pytest.mark.peer
 def test_a_series_from_storescu_is_stored_byte_for_byte(tmp_path: Path) -> None:
     """What storescu sends is indexed and lies in the spool as it was sent."""
@@ -212,7 +253,7 @@ def test_the_zoo_is_stored_byte_for_byte_in_its_own_transfer_syntaxes(tmp_path: 
         answer = dcmsend(node.port, *files)
         assert "status SUCCESS" in answer.stdout + answer.stderr
         assert dcmtk("echoscu", "-aec", "ANOMALYD", "127.0.0.1", str(node.port)).returncode == 0
-        stored = list(node.spool.scan())
+        stored = node.scan()
         assert node.index.rebuild(node.spool) == 0
         on_disk = {data_set_bytes(node.spool.path(i.path)) for i in stored}
     # dcmsend encodes anew what is not quite right; a bit-preserving receiver shows what it sends.
@@ -233,7 +274,7 @@ def test_every_zoo_file_sent_as_it_lies_is_stored_as_it_lies(tmp_path: Path) -> 
     files = [file for file in sorted(ZOO.glob("**/*.dcm")) if _has_meta(file)]
     with running(tmp_path) as node:
         outcomes = send(files, Destination("self", "ANOMALYD", "127.0.0.1", node.port))
-        stored = {data_set_bytes(node.spool.path(instance.path)) for instance in node.spool.scan()}
+        stored = {data_set_bytes(node.spool.path(instance.path)) for instance in node.scan()}
         taken = [outcome for outcome in outcomes if outcome.ok]
         assert len(taken) >= 70
         for outcome in outcomes:
@@ -327,7 +368,7 @@ def test_the_same_instance_again_is_success_once_stored(tmp_path: Path) -> None:
     with running(tmp_path) as node:
         with association(node) as assoc:
             assert [store_raw(assoc, encoded(), sop) for _ in range(3)] == [0, 0, 0]
-        assert len(list(node.spool.scan())) == 1
+        assert len(node.scan()) == 1
 
 
 def test_an_aborted_association_loses_nothing_that_was_answered(tmp_path: Path) -> None:
@@ -340,7 +381,7 @@ def test_an_aborted_association_loses_nothing_that_was_answered(tmp_path: Path) 
             connection.sendall(b"\x04\x00" + (100_000).to_bytes(4, "big") + b"\x00" * 50)
             connection.shutdown(socket.SHUT_RDWR)
             wait_for(lambda: node.receiver.associations == 0)
-        assert len(node.instances()) == len(list(node.spool.scan())) == 1
+        assert len(node.instances()) == len(node.scan()) == 1
         assert node.parts() == []
 
 
