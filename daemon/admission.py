@@ -12,7 +12,8 @@ from daemon.errors import SettingsError
 from daemon.log import event
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-OPERATIONS = frozenset({"store", "echo", "commit"})
+# Storage commitment is given by name alone: a modality may delete its only copy over it.
+OPERATIONS = frozenset({"store", "echo"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,11 @@ def _overview(settings: Settings) -> Iterator[str]:
         ("SOP class", "user (SCU)", "provider (SCP)"),
         [
             ("Verification", "yes", "yes"),
-            ("Storage Commitment Push Model", "yes, where a destination offers it", "yes"),
+            (
+                "Storage Commitment Push Model",
+                "yes, where a destination offers it",
+                "for peers with the right, not as an archive (section 3)",
+            ),
             (f"{len(dimse.storage_sop_classes())} storage SOP classes (section 3)", "as files", "yes"),
             *((_name(uid), "yes, as results", "yes") for uid in RESULT_CLASSES),
         ],
@@ -151,6 +155,8 @@ def _acceptor(settings: Settings) -> Iterator[str]:
     yield ""
     yield from _table(("reason", "meaning"), [(f"0x{s:04X}", text) for s, text in _COMMITMENT_FAILURES])
     yield ""
+    yield from _retention(settings)
+    yield ""
     yield "### Transfer syntaxes"
     yield ""
     yield from _table(("UID", "name"), _named(offer.transfer_syntaxes))
@@ -158,6 +164,21 @@ def _acceptor(settings: Settings) -> Iterator[str]:
     yield "### Storage SOP classes"
     yield ""
     yield from _table(("UID", "name"), _named(offer.sop_classes))
+
+
+def _retention(settings: Settings) -> Iterator[str]:
+    """Duration, conditions of deletion and retrieval, as PS3.4 J.3 asks of a provider."""
+    days, least = settings.retention.maximum_age_days, settings.retention.prune_below_bytes
+    yield (
+        "**This is no archive.** A commitment says that an instance is whole on disk when it is made, "
+        "not that it stays. The files of a study that is scored, with every result delivered, or refused are "
+        f"removed {f'{days:g} days after its last instance' if days else 'at no set age'} "
+        "(`retention.maximum_age_days`), and earlier, the oldest first, while fewer than "
+        f"{least} bytes of the disk are free (`retention.prune_below_bytes`). No instance can be "
+        "retrieved from this node. A modality must not delete its only copy because of this commitment: it "
+        'asks the archive for one. Only peers with `"commit"` in their `may` in `[[peers]]` get it; it is no '
+        "part of the default, and others are answered 0x0124."
+    )
 
 
 def _requestor(settings: Settings) -> Iterator[str]:

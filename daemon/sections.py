@@ -101,7 +101,7 @@ class PeerSettings(Section):
     host: str
     port: Port = 104
     tls: bool = False
-    may: frozenset[Literal["store", "echo", "commit"]] = frozenset({"store", "echo", "commit"})
+    may: frozenset[Literal["store", "echo", "commit"]] = frozenset({"store", "echo"})
 
 
 class StudySettings(Section):

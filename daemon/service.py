@@ -112,8 +112,15 @@ def peer_node(entry: PeerSettings, settings: Settings) -> Destination:
 
 def _peers(settings: Settings) -> list[Peer]:
     """Who may talk to us: the peers, and destinations that answer requests for commitment."""
-    listed = [Peer(p.name, p.ae_title, p.host, frozenset(p.may), p.port, p.tls) for p in settings.peers]
     answering = frozenset({"echo", "commit"})
+    answers = {d.ae_title for d in settings.destinations if d.commitment}
+
+    def rights(entry: PeerSettings) -> frozenset[str]:
+        # Whoever is to answer our requests may do so, unless the settings say what it may.
+        implied = answering if entry.ae_title in answers and "may" not in entry.model_fields_set else ()
+        return frozenset(entry.may) | frozenset(implied)
+
+    listed = [Peer(p.name, p.ae_title, p.host, rights(p), p.port, p.tls) for p in settings.peers]
     return listed + [
         Peer(d.name, d.ae_title, d.host, answering, d.port, d.tls)
         for d in settings.destinations

@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,16 @@ from daemon.records import ResultRecord
 from daemon.requestor import Destination
 from daemon.sections import CommitmentSettings
 from daemon.sender import send
+from daemon.service import _peers
+from daemon.settings import load_settings
 from daemon.tables import DeliveryRow
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
+
+# What a modality needs to ask, and what a destination with commitment = true gets to answer.
+ASKING = Peer("ct", "MODALITY", "127.0.0.1", frozenset({"store", "echo", "commit"}))
+ANSWERING = Peer("pacs", "ORTHANC", "127.0.0.1", frozenset({"echo", "commit"}))
 
 
 def here(node: Node) -> Destination:
@@ -116,7 +123,7 @@ def test_a_report_survives_its_encoding() -> None:
 def test_what_we_hold_is_committed_on_the_same_association(tmp_path: Path) -> None:
     """Every stored instance is reported as committed before the asking association ends."""
     scu = Scu()
-    with running(tmp_path) as node:
+    with running(tmp_path, peers=[ASKING]) as node:
         references = stored(node, tmp_path / "ct")
         with scu.asking(node, "1.2.3.4", references) as status:
             assert status == 0
@@ -129,7 +136,7 @@ def test_what_we_hold_is_committed_on_the_same_association(tmp_path: Path) -> No
 def test_each_failure_has_its_reason(tmp_path: Path) -> None:
     """Unknown: 0x0112; of another class: 0x0119; lost from the disk: 0x0110; the rest is committed."""
     scu = Scu()
-    with running(tmp_path) as node:
+    with running(tmp_path, peers=[ASKING]) as node:
         first, second, third = stored(node, tmp_path / "ct")[:3]
         node.spool.path(node.instances()[second.sop_instance_uid].path).unlink()
         asked = [first, second, Reference(MR, third.sop_instance_uid), Reference(CT, "1.2.3")]
@@ -154,7 +161,7 @@ def test_a_peer_that_went_is_called_back(tmp_path: Path) -> None:
     """When the asking association is over, the report comes on a new one, to the port in [[peers]]."""
     scu = Scu()
     port = free_port()
-    peer = Peer("ct", "MODALITY", "127.0.0.1", port=port)
+    peer = replace(ASKING, port=port)
     with running(tmp_path, peers=[peer], peer_node=peer_node) as node, scu.listening(port):
         references = stored(node, tmp_path / "ct")
         # The answers on the asking association are lost: it ends while its report is on the way.
@@ -186,6 +193,34 @@ def test_a_peer_without_the_right_is_not_authorised(tmp_path: Path) -> None:
         assert status == 0x0124
 
 
+def test_an_unlisted_peer_gets_no_commitment(tmp_path: Path) -> None:
+    """Whoever may store without being listed is not told to rely on us: 0x0124."""
+    with running(tmp_path) as node:
+        references = stored(node, tmp_path / "ct")
+        with Scu().asking(node, "1.2.3.7", references) as status:
+            assert status == 0x0124
+
+
+@pytest.mark.parametrize(
+    ("peer", "destination", "may"),
+    [
+        ("", "", {"store", "echo"}),
+        ('may = ["store", "commit"]', "", {"store", "commit"}),
+        ("", "commitment = true", {"store", "echo", "commit"}),
+        ('may = ["store"]', "commitment = true", {"store"}),
+    ],
+)
+def test_commitment_is_a_right_that_is_given(
+    tmp_path: Path, peer: str, destination: str, may: set[str]
+) -> None:
+    """It is not in a peer's default, but for a destination that is asked to commit and has to answer."""
+    node = 'name = "a"\nae_title = "A"\nhost = "127.0.0.1"\n'
+    path = tmp_path / "settings.toml"
+    path.write_text(f"[[peers]]\n{node}{peer}\n[[destinations]]\n{node}{destination}\n")
+    found = _peers(load_settings(path))
+    assert [known.may for known in found] == [may]
+
+
 def test_a_request_between_report_and_answer_is_not_lost(tmp_path: Path) -> None:
     """A store that crosses our report is served all the same, and the report is answered."""
     scu = Scu()
@@ -195,7 +230,7 @@ def test_a_request_between_report_and_answer_is_not_lost(tmp_path: Path) -> None
         slow.wait(1.0)
         return scu.take(event)
 
-    with running(tmp_path) as node:
+    with running(tmp_path, peers=[ASKING]) as node:
         references = stored(node, tmp_path / "ct")
         ae = AE(ae_title="MODALITY")
         ae.add_requested_context(commitment.SOP_CLASS)
@@ -246,7 +281,7 @@ def known_to(peer_port: int) -> dict[str, Any]:
 @pytest.mark.peer
 def test_orthanc_commits_itself_to_what_it_got(tmp_path: Path) -> None:
     """Orthanc reports on a new association to our receiver, and each delivery gets its time."""
-    with running(tmp_path) as node, orthanc(tmp_path, **known_to(node.port)) as pacs:
+    with running(tmp_path, peers=[ANSWERING]) as node, orthanc(tmp_path, **known_to(node.port)) as pacs:
         target = pacs.destination(calling_ae="ANOMALYD")
         study, uids = delivered(node, target, tmp_path / "ct")
         assert keeper(node, target).tick() == 1
@@ -258,7 +293,7 @@ def test_orthanc_commits_itself_to_what_it_got(tmp_path: Path) -> None:
 @pytest.mark.peer
 def test_what_orthanc_lost_is_sent_again(tmp_path: Path) -> None:
     """What Orthanc does not have is not committed: its delivery fails with the reason, the other is kept."""
-    with running(tmp_path) as node, orthanc(tmp_path, **known_to(node.port)) as pacs:
+    with running(tmp_path, peers=[ANSWERING]) as node, orthanc(tmp_path, **known_to(node.port)) as pacs:
         target = pacs.destination(calling_ae="ANOMALYD")
         study, uids = delivered(node, target, tmp_path / "ct")
         _delete(pacs, pacs.instances()[uids[0]])
@@ -274,7 +309,7 @@ def test_what_orthanc_lost_is_sent_again(tmp_path: Path) -> None:
 def test_orthanc_gets_our_commitment(tmp_path: Path) -> None:
     """Orthanc sends us a series, asks for commitment and books success."""
     orthanc_port = free_port()
-    peer = Peer("orthanc", "ORTHANC", "127.0.0.1", port=orthanc_port)
+    peer = replace(ASKING, ae_title="ORTHANC", port=orthanc_port)
     with (
         running(tmp_path, peers=[peer], peer_node=peer_node) as node,
         orthanc(tmp_path, DicomPort=orthanc_port, **known_to(node.port)) as pacs,
