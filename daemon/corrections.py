@@ -2,22 +2,21 @@
 
 They are stored like any instance, matched to the study by its UID and to findings by their tracking
 UID (PS3.16 TID 300, PS3.3 C.8.20.2), and offered to training with the page's verdicts. Until they were
-exported, retention leaves the study alone.
+exported, retention leaves the study alone. What came with the images, such as an ultrasound device's own
+report, a planning RTSTRUCT or another vendor's SEG, is nobody's word on our findings.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
-from sqlalchemy import Engine, Select, func, or_, select, union
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, Select, exists, func, or_, select, union
+from sqlalchemy.orm import Session, aliased
 
+from daemon.attributes import attributes
 from daemon.tables import InstanceRow, ResultRow
 from daemon.tables_web import FeedbackExportRow, VerdictRow
 
@@ -88,11 +87,11 @@ class Corrections:
         with Session(self._reader) as session:
             return dict(session.execute(query).tuples().all())
 
-    def note_export(self, studies: Iterable[str]) -> None:
-        """Note that the feedback on these studies is kept elsewhere now."""
+    def note_export(self, studies: Iterable[str], at: float) -> None:
+        """Note that the feedback on these studies until then was exported, or said nothing."""
         with Session(self._writer) as session, session.begin():
             for study in studies:
-                session.merge(FeedbackExportRow(study_instance_uid=study, exported_at=time.time()))
+                session.merge(FeedbackExportRow(study_instance_uid=study, exported_at=at))
 
     def waiting(self) -> int:
         """How many studies have feedback that was not exported."""
@@ -114,18 +113,31 @@ def waiting_for_export() -> Select[tuple[str]]:
 
 
 def corrected_segments(path: Path) -> set[str]:
-    """The tracking UIDs that a SEG names; empty if the file is not there or cannot be read."""
-    try:
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=["SegmentSequence"])
+    """The tracking UIDs that a SEG names.
+
+    Raises
+    ------
+    SpoolError
+        The file is not there, or cannot be read within bounds.
+    """
+    with attributes(path, ("SegmentSequence",)) as ds:
         return {str(item.get("TrackingUID", "")) for item in ds.get("SegmentSequence") or ()} - {""}
-    except (InvalidDicomError, OSError, ValueError, TypeError, AttributeError):
-        return set()
 
 
 def _foreign(query: Any) -> Any:
-    """Annotations of studies whose images we scored, but not those that we made."""
+    """Annotations that came after what they can speak of: a result made of images that are still here."""
+    image = aliased(InstanceRow)
+    # Results of images that were pruned do not count: the study came again as a whole, reports included.
+    of_what_is_here = exists().where(
+        image.study_instance_uid == ResultRow.study_instance_uid, image.revision <= ResultRow.revision
+    )
+    result_before = exists().where(
+        ResultRow.study_instance_uid == InstanceRow.study_instance_uid,
+        or_(InstanceRow.revision.is_(None), InstanceRow.revision > ResultRow.revision),
+        of_what_is_here,
+    )
     return query.where(
         InstanceRow.sop_class_uid.in_(list(ANNOTATIONS)),
         InstanceRow.sop_instance_uid.not_in(select(ResultRow.sop_instance_uid)),
-        InstanceRow.study_instance_uid.in_(select(ResultRow.study_instance_uid)),
+        result_before,
     )

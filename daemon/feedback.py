@@ -18,6 +18,7 @@ import csv
 import json
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Any
 
 from daemon.annotate import accepted_segments, drawn_report
 from daemon.assessments import assess_all
-from daemon.corrections import Correction, Corrections
+from daemon.corrections import ANNOTATIONS, Correction, Corrections
 from daemon.index import Index
 from daemon.part import uid_name
 from daemon.records import ResultRecord, ScoreRecord
@@ -81,6 +82,10 @@ class _Study:
 def export_feedback(sources: Sources, folder: Path) -> Exported:
     """Write every study with feedback below a folder; what is there of an earlier export is replaced.
 
+    What is there of a study that was pruned since stays. Each study that was looked at counts as
+    exported, whether or not what was said makes a case of it, so that retention waits for none for
+    ever. What is left out is said.
+
     Parameters
     ----------
     sources
@@ -94,13 +99,19 @@ def export_feedback(sources: Sources, folder: Path) -> Exported:
         In figures, and in words what was left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    begun = time.time()  # what is said from now on is for the next export
     came: dict[str, list[Correction]] = defaultdict(list)
     for correction in sources.corrections.received():
         came[correction.study_instance_uid].append(correction)
     judged = {verdict.study_instance_uid for verdict in sources.verdicts.newest().values()}
     studies, normal, left_out = [], [], []
+    labels = _read_labels(folder / "labels.csv")
     for uid in sorted(judged | set(came)):
         place = folder / uid_name(uid)
+        if _is_pruned(sources, uid):
+            # An earlier export may be all that is left of it.
+            normal += [one for one in _series_of(sources, uid) if place.is_dir() and one in labels]
+            continue
         shutil.rmtree(place, ignore_errors=True)
         study = _Study(uid, place, normal=[], left_out=[])
         _write_study(sources, study, came.get(uid, []))
@@ -110,7 +121,7 @@ def export_feedback(sources: Sources, folder: Path) -> Exported:
             studies.append(study)
             normal += study.normal or []
     _write_labels(folder / "labels.csv", normal)
-    sources.corrections.note_export(study.uid for study in studies)
+    sources.corrections.note_export(judged | set(came), begun)
     return Exported(len(studies), sum(s.annotations for s in studies), len(normal), tuple(left_out))
 
 
@@ -118,6 +129,12 @@ def _write_study(sources: Sources, study: _Study, came: Sequence[Correction]) ->
     results = sources.index.results_of(study.uid)
     reports = [result.path for result in results if result.kind == "SR"]
     assessed = assess_all(came, sources.spool.path, reports)
+    assert study.left_out is not None
+    study.left_out += [
+        f"{one.kind} from {one.calling_ae} of study {uid_name(study.uid)}: {assessment.reason}"
+        for one, assessment in assessed
+        if assessment.reason
+    ]
     outlining = [one for one, assessment in assessed if assessment.outlines]
     for one in outlining:
         if _place(sources.spool.path(one.path), study.folder / f"came-{one.sop_instance_uid}.dcm"):
@@ -200,11 +217,13 @@ def _segs(sources: Sources, uid: str, score: ScoreRecord) -> list[Path]:
 
 
 def _link_images(sources: Sources, study: _Study) -> None:
-    """Images, and whatever else came that is no annotation, as they were received."""
-    annotations = {correction.sop_instance_uid for correction in sources.corrections.received(study.uid)}
+    """Images, and whatever else came that is no annotation, as they were received.
+
+    Annotations that came with the images would count as a person's outlines of lesions.
+    """
     own = {result.sop_instance_uid for result in sources.index.results_of(study.uid)}
     for instance in sources.index.instances_of(study.uid):
-        if instance.sop_instance_uid not in annotations | own:
+        if instance.sop_class_uid not in ANNOTATIONS and instance.sop_instance_uid not in own:
             place = study.folder / "images" / f"{instance.sop_instance_uid}.dcm"
             _place(sources.spool.path(instance.path), place)
 
@@ -219,6 +238,24 @@ def _place(source: Path, target: Path) -> bool:
     except OSError:
         shutil.copyfile(source, target)
     return True
+
+
+def _is_pruned(sources: Sources, uid: str) -> bool:
+    """True if no image is here any more; an annotation may have come since."""
+    return all(one.sop_class_uid in ANNOTATIONS for one in sources.index.instances_of(uid))
+
+
+def _series_of(sources: Sources, uid: str) -> list[str]:
+    """Series that were scored, each once."""
+    return list(dict.fromkeys(score.series_instance_uid for score in sources.index.scores(uid)))
+
+
+def _read_labels(path: Path) -> set[str]:
+    """Series that an earlier export counted as normal."""
+    if not path.is_file():
+        return set()
+    with path.open(newline="") as file:
+        return {row.get("series", "") for row in csv.DictReader(file)}
 
 
 def _write_labels(path: Path, series: Sequence[str]) -> None:
