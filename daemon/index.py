@@ -14,6 +14,7 @@ from daemon.database import open_database
 from daemon.errors import SpoolError, StudyError
 from daemon.intake import CLOCK_SLACK_S, record
 from daemon.manifest import read_manifests
+from daemon.orders import Orders, locked
 from daemon.records import (
     DeliveryRecord,
     DeliveryState,
@@ -24,8 +25,7 @@ from daemon.records import (
     record_of,
 )
 from daemon.spool import Spool, StoredInstance
-from daemon.tables import DeliveryRow, InstanceRow, StudyRow
-from daemon.upkeep import Upkeep
+from daemon.tables import InstanceRow, StudyRow
 
 __all__ = [
     "DeliveryRecord",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-class Index(Upkeep):
+class Index(Orders):
     """The database of studies, instances, results and deliveries.
 
     Parameters
@@ -205,7 +205,7 @@ class Index(Upkeep):
             The study is unknown or the expected revision is not its next.
         """
         with Session(self._writer) as session, session.begin():
-            row = _locked(session, study)
+            row = locked(session, study)
             if revision is not None and revision <= row.revision:
                 return revision
             if revision is not None and revision != row.revision + 1:
@@ -225,7 +225,7 @@ class Index(Upkeep):
     def set_state(self, study: str, state: StudyState, reason: str = "") -> None:
         """Set a study's state and its reason in words an administrator understands."""
         with Session(self._writer) as session, session.begin():
-            row = _locked(session, study)
+            row = locked(session, study)
             row.state, row.state_reason = state, reason
 
     def get_study(self, study: str) -> StudyRecord:
@@ -257,58 +257,3 @@ class Index(Upkeep):
         query = select(StudyRow.state, func.count()).group_by(StudyRow.state)
         with Session(self._engine) as session:
             return {row[0]: row[1] for row in session.execute(query)}
-
-    def retry(self, study: str, expires_at: float) -> StudyRecord:
-        """Make a study due again: undelivered results of a scored one, else a new revision at once.
-
-        The deliveries get until ``expires_at``; their count of attempts goes on, it is their name
-        in the queue.
-        """
-        with Session(self._writer) as session, session.begin():
-            row = _locked(session, study)
-            if row.state == "scored":
-                session.execute(
-                    update(DeliveryRow)
-                    .where(
-                        DeliveryRow.study_instance_uid == study,
-                        DeliveryRow.state.in_(["failed", "dead"]),
-                    )
-                    .values(state="pending", next_at=0.0, expires_at=expires_at)
-                )
-            else:
-                row.dirty = row.closed = True
-                row.state, row.state_reason = "receiving", ""
-            return record_of(StudyRecord, row)
-
-    def rescore(self, study: str, bundle: str = "") -> None:
-        """Make a study due for a new revision at once, whatever became of the last.
-
-        Parameters
-        ----------
-        study
-            Its UID.
-        bundle
-            "NAME VERSION" that shall score it this once; "" for what is in use.
-        """
-        with Session(self._writer) as session, session.begin():
-            row = _locked(session, study)
-            row.dirty = row.closed = True
-            row.wanted_bundle = bundle
-
-    def wanted_bundle(self, study: str) -> str:
-        """Name and version of the bundle that a person wants for the next revision, or ""."""
-        with Session(self._engine) as session:
-            row = session.get(StudyRow, study)
-            return row.wanted_bundle if row else ""
-
-    def want_bundle(self, study: str, bundle: str) -> None:
-        """Set what the next revision shall be scored with, "" for what is in use then."""
-        with Session(self._writer) as session, session.begin():
-            _locked(session, study).wanted_bundle = bundle
-
-
-def _locked(session: Session, study: str) -> StudyRow:
-    row = session.get(StudyRow, study, with_for_update=True)
-    if row is None:
-        raise StudyError("this study was never received; list what was with 'daemon studies'")
-    return row

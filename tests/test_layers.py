@@ -38,6 +38,7 @@ HOMES = {
     "sqlalchemy": {
         "daemon.index",
         "daemon.intake",
+        "daemon.orders",
         "daemon.outbox",
         "daemon.pledges",
         "daemon.tables",

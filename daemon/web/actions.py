@@ -39,6 +39,8 @@ def rescore(desk: Desk, uid: str, version: str = "") -> None:
     ------
     StudyError
         There is no such study or bundle.
+    SpoolError
+        The study's files were pruned.
     """
     line = desk.bundles.line(version) if version else None
     if version and line is None:
@@ -53,17 +55,12 @@ def forward(desk: Desk, uid: str, destination: str) -> None:
     ------
     StudyError
         There is no such destination, or nothing to send.
+    SpoolError
+        The results' files were pruned.
     """
     if destination not in {target.name for target in desk.targets}:
         raise StudyError("no destination of this name is in the settings")
-    results = desk.index.results_of(uid)
-    if not results:
-        raise StudyError("this study has no results to send yet")
-    revision = max(result.revision for result in results)
-    known = desk.index.deliveries(uid, revision, destination)
-    desk.index.plan_deliveries(uid, revision, [destination], _expiry(desk))
-    for delivery in known:
-        desk.index.update_delivery(delivery, "pending")
+    desk.index.forward(uid, destination, _expiry(desk), desk.spool)
 
 
 def hold(desk: Desk, destination: str, *, paused: bool) -> None:
