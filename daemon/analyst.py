@@ -29,7 +29,7 @@ from daemon.errors import DaemonError, DatabaseError, DiskReserveError
 from daemon.index import Index
 from daemon.jobs import JobRecord, ResultRef
 from daemon.log import event, pseudonym
-from daemon.manifest import keep_job, keep_outcome
+from daemon.manifest import is_scored, keep_job, keep_outcome
 from daemon.patch_maps import PatchMaps
 from daemon.pipeline import Observer, StudyResult, analyse
 from daemon.records import ResultRecord, ScoreRecord
@@ -87,6 +87,7 @@ class Analyst:
                 ]
                 for result in earlier
                 if result.revision == newest
+            asked=bool(self._index.wanted_bundle(study)),
             ],
         )
         held = self._index.instances_of(study, revision)
@@ -192,8 +193,15 @@ class Analyst:
         return [self._spool.path(instance.path) for instance in self._index.instances_of(study, revision)]
 
     def _only_own_results_came(self, record: JobRecord) -> bool:
-        """Our results may come back, and people's corrections: that is no reason to score again."""
-        if not self._index.results_of(record.study):
+        """Our results may come back, and people's corrections: that is no reason to score again.
+
+        It is one where a person asked for it, or where the revision before, whose images are in this one,
+        was not scored: it failed, say.
+        """
+        if record.asked or not self._index.results_of(record.study):
+            return False
+        # Nothing of a pruned study is here that could be scored.
+        if before and not is_scored(self._spool, record.study, record.revision - 1):
             return False
         before = {instance.path for instance in self._index.instances_of(record.study, record.revision - 1)}
         now = self._index.instances_of(record.study, record.revision)

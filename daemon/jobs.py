@@ -20,6 +20,8 @@ class JobRecord:
         Name → version of the adapter bundles in use; empty if there is none.
     predecessors
         (SOP Class UID, SOP Instance UID, Series Instance UID, destinations) of the results replaced.
+    asked
+        A person asked for it: it is scored whatever came.
     """
 
     study: str
@@ -27,11 +29,12 @@ class JobRecord:
     created: str
     bundles: dict[str, str]
     predecessors: list[list[str]] = field(default_factory=list)
+    asked: bool = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read back what the engine kept."""
-        return cls(**{item.name: values[item.name] for item in fields(cls)})
+        """Read back what the engine kept, maybe of an earlier version that knew fewer fields."""
+        return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
 
 @dataclass(frozen=True, slots=True)

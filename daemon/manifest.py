@@ -58,6 +58,15 @@ def keep_sent(spool: Spool, study: str, revision: int, destination: str, uids: l
     spool.write_result(study, revision, f"sent.{destination}.json", _encode(sorted(uids)))
 
 
+def is_scored(spool: Spool, study: str, revision: int) -> bool:
+    """True if the spool says that this revision ended scored; what is gone or damaged says nothing."""
+    try:
+        kept = _read(spool.results_dir(study) / str(revision))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return kept.outcome is not None and kept.outcome.state == "scored"
+
+
 def read_manifests(spool: Spool, study: str) -> Iterator[Manifest]:
     """Yield what the spool has of each revision of a study, oldest first.
 
