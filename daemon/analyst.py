@@ -87,8 +87,8 @@ class Analyst:
                 ]
                 for result in earlier
                 if result.revision == newest
-            asked=bool(self._index.wanted_bundle(study)),
             ],
+            asked=bool(self._index.wanted_bundle(study)),
         )
         held = self._index.instances_of(study, revision)
         kept = keep_job(self._spool, job, [instance.path for instance in held])
@@ -200,10 +200,10 @@ class Analyst:
         """
         if record.asked or not self._index.results_of(record.study):
             return False
+        before = {instance.path for instance in self._index.instances_of(record.study, record.revision - 1)}
         # Nothing of a pruned study is here that could be scored.
         if before and not is_scored(self._spool, record.study, record.revision - 1):
             return False
-        before = {instance.path for instance in self._index.instances_of(record.study, record.revision - 1)}
         now = self._index.instances_of(record.study, record.revision)
         fresh = [instance for instance in now if instance.path not in before]
         return bool(fresh) and all(
