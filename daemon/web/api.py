@@ -70,7 +70,10 @@ def studies(
 
 @router.get("/studies/{uid}", responses={404: {"description": "never received"}})
 def study(request: Request, desk: TheDesk, visitor: Viewer, uid: str) -> dict[str, Any]:
-    """One study: timeline, series with their scores or reasons, findings, results, deliveries."""
+    """One study: timeline, series with their scores or reasons, findings, results, deliveries.
+
+    ``findings_not_kept`` counts those of whose outlines nothing is kept here, and says why.
+    """
     desk.audit_access(request, visitor, uid)
     c = chronicle_of(desk, uid)
     return {
@@ -96,6 +99,7 @@ def study(request: Request, desk: TheDesk, visitor: Viewer, uid: str) -> dict[st
             }
             for f in c.findings
         ],
+        "findings_not_kept": {"count": c.lost, "reason": c.lost_reason if c.lost else ""},
         "results": [asdict(result) for result in c.results],
         "deliveries": [asdict(delivery) for delivery in c.deliveries],
     }

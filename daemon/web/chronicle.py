@@ -71,6 +71,18 @@ class Chronicle:
     results: list[ResultRecord]
     deliveries: list[DeliveryRecord]
 
+    @property
+    def lost(self) -> int:
+        """How many findings were made whose view is not here: pruned, not written, or on another host."""
+        return sum(one.score.findings for s in self.series for one in s.scored if one.view is None)
+
+    @property
+    def lost_reason(self) -> str:
+        """Why they are not shown, and what brings them back."""
+        if self.study.pruned_at is not None:
+            return "their pictures and the study's files are no longer kept: send the study again"
+        return "their pictures are no longer kept: score the study again"
+
 
 def chronicle_of(desk: Desk, uid: str) -> Chronicle:
     """Read everything about one study.
