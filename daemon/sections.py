@@ -219,6 +219,7 @@ class WebSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     certificate: str = ""
     private_key: str = ""
+    https: bool = False
     session_s: Seconds = 43_200.0
     show_patient_names: bool = True
     public_metrics: bool = True
@@ -233,6 +234,16 @@ class WebSettings(Section):
         if bool(self.certificate) != bool(self.private_key):
             raise ValueError("certificate and private_key belong together: set both or none")
         return self
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers speak HTTPS, to us or to a proxy."""
+        return self.https or bool(self.certificate)
+
+    @property
+    def proxied(self) -> bool:
+        """Whether a proxy stands before the page: only then can an address be another's word."""
+        return self.https or bool(self.proxy_header)
 
 
 class CommitmentSettings(Section):

@@ -28,6 +28,7 @@ from daemon.web import (
     study_page,
     training_page,
 )
+from daemon.web.bodies import BodyBounds
 from daemon.web.desk import Desk, SignInNeeded, sign_in_address
 from daemon.web.headers import SecurityHeaders
 
@@ -51,7 +52,8 @@ def make_app(desk: Desk) -> FastAPI:
                  training_page, quality_page, feedback_page, api):  # fmt: skip
         app.include_router(room.router)
     app.mount("/static", _Static(directory=_STATIC), name="static")
-    app.add_middleware(SecurityHeaders, https=bool(desk.settings.web.certificate))
+    app.add_middleware(BodyBounds, known=lambda request: desk.guard.visitor(request) is not None)
+    app.add_middleware(SecurityHeaders, https=desk.settings.web.secure)
     app.add_exception_handler(SignInNeeded, _stranger)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)

@@ -118,8 +118,8 @@ class SignInNeeded(Exception):
 
 
 def address_of(request: Request) -> str:
-    """Where a request comes from; a proxy's own address behind one."""
-    return request.client.host if request.client else ""
+    """Where a request comes from; see :meth:`Guard.address`."""
+    return desk_of(request).guard.address(request)
 
 
 def desk_of(request: Request) -> Desk:

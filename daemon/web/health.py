@@ -27,8 +27,8 @@ _SCORES_SPAN_S = 7 * 86_400.0
 
 
 @router.get("/healthz")
-def healthz() -> PlainTextResponse:
-    """This process answers."""
+async def healthz() -> PlainTextResponse:
+    """This process answers, also while every thread of it waits."""
     return PlainTextResponse("ok\n")
 
 

@@ -27,6 +27,7 @@ from daemon.web.bundles import Bundles
 from daemon.web.desk import Desk
 from daemon.web.drift import DriftWatch
 from daemon.web.patients import Patients
+from daemon.web.protocol import bounded
 from daemon.web.session import Guard
 from daemon.web.trainer import Trainer
 from daemon.web.watch import Watch
@@ -139,11 +140,13 @@ def _config(desk: Desk) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
-        # The proxy's name header is believed by address (session.py); nothing else of it is.
+        # What a proxy says is believed by address (session.py).
         proxy_headers=False,
         ssl_certfile=options.certificate or None,
         ssl_keyfile=options.private_key or None,
         timeout_graceful_shutdown=int(_STOP_S),
-        limit_concurrency=200,
+        limit_concurrency=400,
+        http=bounded(options.proxy_addresses if options.proxied else ()),
+        ws="none",
         h11_max_incomplete_event_size=64 * 1024,
     )

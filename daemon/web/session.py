@@ -6,13 +6,14 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from daemon.accounts import Account, Accounts
@@ -20,6 +21,8 @@ from daemon.sections import WebSettings
 
 COOKIE = "anomalyd"
 _TRIES, _WINDOW_S = 5, 60.0
+# A verification takes 64 MiB and some tens of milliseconds. Those that wait hold threads of the page.
+_AT_ONCE, _WAITING = 2, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,31 @@ class Guard:
         self._failures: dict[str, list[float]] = {}
         self._lock = threading.Lock()
         self._clock = clock
-        self._secure = bool(settings.certificate)
+        self._secure = settings.secure
+        self._verifying = threading.BoundedSemaphore(_AT_ONCE)
+        self._places = threading.BoundedSemaphore(_AT_ONCE + _WAITING)
 
     @property
     def cookie(self) -> str:
         """Name of the cookie; the prefix ties it to this host and to HTTPS."""
         return f"__Host-{COOKIE}" if self._secure else COOKIE
+
+    def address(self, request: Request) -> str:
+        """Where a request comes from: behind a configured proxy, what the nearest one says.
+
+        Each proxy appends the address that it was asked from, so that what a client invents stands
+        left of that and is never reached.
+        """
+        address = request.client.host if request.client else ""
+        if not self._settings.proxied:
+            return address
+        said = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
+        while address in self._settings.proxy_addresses and said:
+            try:
+                address = str(ipaddress.ip_address(said.pop().strip()))
+            except ValueError:
+                break
+        return address
 
     def blocked(self, request: Request, name: str) -> bool:
         """Whether too many sign-ins of this name or address failed lately."""
@@ -82,7 +104,13 @@ class Guard:
             )
 
     def sign_in(self, request: Request, response: Response, name: str, password: str) -> bool:
-        """Check a password and set the session's cookie."""
+        """Check a password and set the session's cookie.
+
+        Raises
+        ------
+        HTTPException
+            503: too many passwords are being checked.
+        """
         account = self._checked(request, name, password)
         if account is None:
             return False
@@ -144,15 +172,27 @@ class Guard:
             name, _, password = base64.b64decode(value, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             return None
-        if self.blocked(request, name):
-            return None
         account = self._checked(request, name, password)
         return Visitor(account, "") if account else None
 
     def _checked(self, request: Request, name: str, password: str) -> Account | None:
+        if self.blocked(request, name):
+            return None
+        if not self._places.acquire(blocking=False):
+            raise HTTPException(503, "too many people sign in at this moment: try again")
+        try:
+            with self._verifying:
+                # Those that waited may have been overtaken by failures of the same name or address.
+                if self.blocked(request, name):
+                    return None
+                return self._verified(request, name, password)
+        finally:
+            self._places.release()
+
+    def _verified(self, request: Request, name: str, password: str) -> Account | None:
         account = self._accounts.check(name, password)
         if account is None:
-            self._failed(name, request.client.host if request.client else "")
+            self._failed(name, self.address(request))
         now = self._clock()
         with self._lock:
             if len(self._failures) > 10_000:
@@ -163,7 +203,7 @@ class Guard:
         return account
 
     def _keys(self, request: Request, name: str) -> tuple[tuple[str, int], ...]:
-        address = request.client.host if request.client else ""
+        address = self.address(request)
         return ((f"name {name}", _TRIES), (f"address {address}", 4 * _TRIES))
 
 
