@@ -4,12 +4,15 @@
   const root = document.getElementById("viewer"), base = root.dataset.base;
   const at = (id) => document.getElementById(id);
   const stage = at("stage"), canvas = at("picture"), context = canvas.getContext("2d");
-  const view = await (await fetch(`${base}/view.json`)).json();
+  const known = await asked(`${base}/view.json`, (answer) => answer.json());
+  if (known.reason) { say(`The series is not shown: ${known.reason}`, known.status); at("loading").hidden = true; at("readout").textContent = "not shown"; return; }
+  const view = known.value;
   const count = view.frames, ratio = view.spacing_mm ? view.spacing_mm[0] / view.spacing_mm[1] : 1;
   let current = Math.min(Math.max(Number(root.dataset.first), 0), count - 1), drawn = -1;
 
   // Pictures: ImageBitmaps decoded ahead, so that a step only draws. At most `kept` are held.
-  const kept = 400, pictures = new Map(), maps = new Map(), waiting = new Set();
+  // Failures: why a slice, or its heat map, is not there; those that do not last are tried again.
+  const kept = 400, again_ms = 5000, pictures = new Map(), maps = new Map(), failures = new Map(), waiting = new Set();
   const ramp = new Uint8ClampedArray(256 * 3);
   [[13,8,51],[89,18,110],[173,46,97],[237,105,38],[252,191,51],[255,255,191]].forEach((c, i, all) => {
     if (i === all.length - 1) return;
@@ -18,10 +21,21 @@
       for (let k = 0; k < 3; k++) ramp[v * 3 + k] = c[k] + (d[k] - c[k]) * (v - i * 51) / 51;
   });
 
-  async function bitmap(address) {
-    const answer = await fetch(address);
-    if (!answer.ok) return null;
-    return createImageBitmap(await answer.blob(), { colorSpaceConversion: "none" });
+  // A value, or the reason why there is none and whether that lasts.
+  async function asked(address, read) {
+    let answer;
+    try {
+      answer = await fetch(address);
+      if (answer.ok) return { value: await read(answer) };
+    } catch { return { reason: answer ? "the answer is damaged" : "the server does not answer", status: 0, lasting: false }; }
+    const { detail } = await answer.json().catch(() => ({}));
+    const reason = answer.status === 401 ? "you are signed out" : detail || `the server answers ${answer.status}`;
+    return { reason, status: answer.status, lasting: [404, 409, 410, 422].includes(answer.status) };
+  }
+  const bitmap = (address) => asked(address, async (answer) => createImageBitmap(await answer.blob(), { colorSpaceConversion: "none" }));
+  function say(text, status) {
+    at("failed").textContent = text; at("failed").hidden = !text;
+    at("sign-in").hidden = status !== 401;
   }
   function grey(image) {
     const flat = new OffscreenCanvas(image.width, image.height), pen = flat.getContext("2d", { willReadFrequently: true });
@@ -31,32 +45,37 @@
     return { width: image.width, height: image.height, values: out };
   }
   async function load(frame) {
-    if (frame < 0 || frame >= count || pictures.has(frame) || waiting.has(frame)) return;
+    if (frame < 0 || frame >= count || settled(frame) || waiting.has(frame)) return;
     waiting.add(frame);
     try {
       const [picture, map] = await Promise.all([
         bitmap(`${base}/${frame}.jpg`),
-        view.scores[frame] === null ? null : bitmap(`${base}/${frame}.png`),
+        view.scores[frame] === null ? { value: null } : bitmap(`${base}/${frame}.png`),
       ]);
-      pictures.set(frame, picture);
-      maps.set(frame, map ? grey(map) : null);
+      pictures.get(frame)?.close(); pictures.delete(frame); maps.delete(frame); failures.delete(frame);
+      if (picture.value) { pictures.set(frame, picture.value); maps.set(frame, map.value ? grey(map.value) : null); }
+      const failure = picture.reason ? picture : map.reason ? map : null;
+      if (failure) failures.set(frame, failure);
+      if (failure?.status === 401) round++;  // every other one would be refused, too
       root.dataset.loaded = pictures.size;
       if (pictures.size > kept) {
         const far = [...pictures.keys()].sort((a, b) => Math.abs(b - current) - Math.abs(a - current))[0];
-        pictures.get(far)?.close?.(); pictures.delete(far); maps.delete(far);
+        pictures.get(far).close(); pictures.delete(far); maps.delete(far);
       }
     } finally { waiting.delete(frame); }
     if (frame === current) draw();
   }
   // Nearest first, a few at a time; a jump starts anew from where the reader is.
   let round = 0;
+  const settled = (frame) => failures.has(frame) ? failures.get(frame).lasting : pictures.has(frame);
   async function ahead() {
     const mine = ++round, order = [];
     for (let step = 0; step < count && order.length < kept; step++)
       for (const frame of step ? [current + step, current - step] : [current])
-        if (frame >= 0 && frame < count && !pictures.has(frame)) order.push(frame);
+        if (frame >= 0 && frame < count && !settled(frame)) order.push(frame);
     const worker = async () => { while (order.length && mine === round) await load(order.shift()); };
     await Promise.all(Array.from({ length: 4 }, worker));
+    if (mine === round && [...failures.values()].some((failure) => !failure.lasting)) setTimeout(() => { if (mine === round) ahead(); }, again_ms);
   }
 
   const heat = document.createElement("canvas"), heatPen = heat.getContext("2d");
@@ -79,16 +98,15 @@
   }
   function draw() {
     fit();
-    const picture = pictures.get(current), map = maps.get(current);
-    at("loading").hidden = pictures.has(current);
-    if (pictures.has(current)) {
-      context.fillStyle = "#000"; context.fillRect(0, 0, canvas.width, canvas.height);
-      if (picture) context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    const picture = pictures.get(current), map = maps.get(current), failure = failures.get(current);
+    at("loading").hidden = Boolean(picture || failure);
+    say(failure ? `${picture ? "The heat map" : "This slice"} is not shown: ${failure.reason}` : "", failure?.status);
+    if (picture || failure) { context.fillStyle = "#000"; context.fillRect(0, 0, canvas.width, canvas.height); drawn = current; root.dataset.drawn = current; }
+    if (picture) {
+      context.drawImage(picture, 0, 0, canvas.width, canvas.height);
       const opacity = at("opacity").value / 100;
       if (map && opacity > 0) context.drawImage(heatOf(map, at("threshold").value * 2.55, opacity), 0, 0, canvas.width, canvas.height);
       if (at("outlines").checked) outline();
-      drawn = current;
-      root.dataset.drawn = current;
     }
     words(); profile();
   }
@@ -111,8 +129,8 @@
     }
   }
   function words() {
-    const score = view.scores[current];
-    at("readout").textContent = `slice ${current + 1} of ${count} · ${score === null ? "not scored" : "score " + score.toFixed(2)}`;
+    const score = view.scores[current], lost = failures.has(current) ? ` · not shown: ${failures.get(current).reason}` : "";
+    at("readout").textContent = `slice ${current + 1} of ${count} · ${score === null ? "not scored" : "score " + score.toFixed(2)}${lost}`;
     at("slice").value = current + 1;
     at("opacity-value").textContent = `${at("opacity").value} %`;
     at("threshold-value").textContent = (at("threshold").value / 100).toFixed(2);
@@ -136,7 +154,7 @@
     frame = Math.min(Math.max(frame, 0), count - 1);
     if (frame === current && drawn === current) return;
     current = frame; draw();
-    if (!pictures.has(current)) load(current);
+    if (!settled(current)) load(current);
     ahead();
   }
   function nextFinding(back) {
@@ -163,7 +181,7 @@
   }
   stage.addEventListener("pointerdown", (event) => {
     stage.setPointerCapture(event.pointerId);
-    if (drawing.on) drawing.down(pixel(event));
+    if (drawing.on) { if (pictures.has(current)) drawing.down(pixel(event)); }
     else touch = { y: event.clientY, frame: current };
   });
   stage.addEventListener("pointermove", (event) => {
