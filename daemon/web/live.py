@@ -1,4 +1,4 @@
-"""Server-sent events: a fragment of a page is sent again whenever it changes."""
+"""Server-sent events: a fragment of a page is sent again whenever it changes, and a sign of life else."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 _EVERY_S = 1.5
+# A browser that hears nothing for three times as long says so (app.js).
+_ALIVE_S = 10.0
 # Then the browser connects again, and is asked again who it is.
 _STREAM_S = 300.0
 
@@ -33,10 +35,14 @@ def live(request: Request, content: Callable[[], str]) -> StreamingResponse:
 
 
 async def _changes(request: Request, content: Callable[[], str]) -> AsyncIterator[str]:
-    ends, before = time.monotonic() + _STREAM_S, ""
+    ends, before, said = time.monotonic() + _STREAM_S, "", 0.0
+    yield "retry: 1000\n\n"
     while time.monotonic() < ends and not await request.is_disconnected():
         html = await asyncio.to_thread(content)
         if html != before:
-            before = html
+            before, said = html, time.monotonic()
             yield f"event: content\ndata: {json.dumps(html)}\n\n"
+        elif time.monotonic() - said >= _ALIVE_S:
+            said = time.monotonic()
+            yield "event: alive\ndata:\n\n"
         await asyncio.sleep(_EVERY_S)
