@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli_site import (
+    LesionOption,
     figure_values,
     figures_table,
     load_configured_backbone,
@@ -40,6 +41,7 @@ def evaluate(
     class_name: Annotated[
         list[str] | None, typer.Option(help="What the prompts call it: one, or one per --data.")
     ] = None,
+    lesion: LesionOption = None,
     shots: Annotated[int, typer.Option(help="With --protocol mvfa: shots per class; 0 = zero-shot.")] = 4,
     image_size: Annotated[
         int,
@@ -78,16 +80,16 @@ def evaluate(
         _published(protocol, data, backbone, names, shots, as_json)
         return
     if leave_out:
-        evaluation = _leave_out(leave_out, data, names, backbone, options)
+        evaluation = _leave_out(leave_out, data, names, backbone, options, lesion)
         _print_evaluation(evaluation, f"zero-shot on {leave_out}", as_json)
         return
     found = _bundle(bundle, options)
-    site = read_sites(data, found.normalisation, options)
+    site = read_sites(data, found.normalisation, options, lesions=lesion)
     batch_size = options.model.batch_size or 16
     evaluation = or_fail(lambda: evaluate_bundle(found, backbone, site, batch_size=batch_size))
     others: tuple[dict[str, Evaluation], dict[str, dict[str, Figure]]] = ({}, {})
     if fitted_on and baselines:
-        fitted = read_sites(fitted_on, found.normalisation, options)
+        fitted = read_sites(fitted_on, found.normalisation, options, lesions=lesion)
         others = or_fail(
             lambda: baselines_on(
                 evaluation,
@@ -120,7 +122,12 @@ def evaluate(
 
 
 def _leave_out(
-    name: str, data: Sequence[Path], class_names: Sequence[str], backbone: Backbone, options: Settings
+    name: str,
+    data: Sequence[Path],
+    class_names: Sequence[str],
+    backbone: Backbone,
+    options: Settings,
+    lesions: Sequence[str] | None,
 ) -> Evaluation:
     from training.zero_shot import leave_out
 
@@ -132,7 +139,7 @@ def _leave_out(
     tasks = {}
     for number, folder in enumerate(data):
         prompt = class_names[number] if class_names else folder.resolve().name.replace("_", " ")
-        tasks[folder.resolve().name] = (read_sites([folder], pixels, options), prompt)
+        tasks[folder.resolve().name] = (read_sites([folder], pixels, options, lesions=lesions), prompt)
     with progress_bar(err) as bar:
         task = bar.add_task("fitting", total=None)
         evaluation: Evaluation = or_fail(

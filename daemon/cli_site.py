@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from daemon.console import err, fail, out
@@ -21,6 +22,11 @@ if TYPE_CHECKING:  # torch takes seconds to load; `--help` must not wait for it
     from training.cases import SiteData
     from training.evaluate import Evaluation
     from training.metrics import Figure
+
+LesionOption = Annotated[
+    list[str] | None,
+    typer.Option("--lesion", help='Segments or ROIs that are lesions, by name ("GTV*"); repeat it.'),
+]
 
 
 def load_configured_backbone(options: Settings, image_size_px: int = 0) -> Backbone:
@@ -54,7 +60,12 @@ def normalisation(window: str, backbone: Backbone) -> Normalisation:
 
 
 def read_sites(
-    folders: Sequence[Path], normalisation: Normalisation, options: Settings, *, check: bool = True
+    folders: Sequence[Path],
+    normalisation: Normalisation,
+    options: Settings,
+    *,
+    check: bool = True,
+    lesions: Sequence[str] | None = None,
 ) -> SiteData:
     """Read one or several site folders as one."""
     from daemon.service import pseudonym_key
@@ -67,6 +78,7 @@ def read_sites(
         max_frame_pixels=options.study.maximum_frame_pixels,
         hash_key=pseudonym_key(options),
         check=check and len(folders) == 1,
+        lesions=lesions or (),
     )
     sites: list[SiteData] = [or_fail(partial(read, folder)) for folder in folders]
     if len(sites) == 1:

@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 
 from daemon.cli_site import (
+    LesionOption,
     figures_table,
     load_configured_backbone,
     normalisation,
@@ -45,6 +46,7 @@ SiteOption = Annotated[
 def train(
     site_data: SiteOption,
     name: Annotated[str, typer.Option(help="Name of the bundle, such as liver-ct.")],
+    lesion: LesionOption = None,
     class_name: Annotated[str, typer.Option(help="What the prompts call it: Liver, Brain, …")] = "body part",
     dry_run: Annotated[bool, typer.Option(help="Only print what was understood of the folder.")] = False,
     shots: Annotated[int, typer.Option(min=0, help="Images per class to fit on; 0 = all.")] = 0,
@@ -73,7 +75,7 @@ def train(
     os.umask(0o077)  # bundles and reports hold features of patients
     backbone = load_configured_backbone(options)
     pixels = normalisation(window, backbone)
-    site = read_sites(site_data, pixels, options, check=not dry_run)
+    site = read_sites(site_data, pixels, options, check=not dry_run, lesions=lesion)
     if dry_run:
         _print_site(site)
         return

@@ -21,6 +21,8 @@ Mask = NDArray[np.bool_]
 SPACING = (2.0, 1.0, 1.0)
 CATEGORY = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
 ANATOMY = CodedConcept("123037004", "SCT", "Anatomical Structure")
+OLD_ANATOMY = CodedConcept("T-D000A", "SRT", "Anatomical Structure")
+TISSUE = CodedConcept("85756007", "SCT", "Tissue")
 LESION = CodedConcept("52988006", "SCT", "Lesion")
 LIVER = CodedConcept("10200004", "SCT", "Liver")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -30,9 +31,11 @@ LIMIT = 1 << 22
 IMAGES = Path(os.environ.get("SITE_IMAGES", Path(__file__).parents[2] / "shared" / "images"))
 
 
-def read(root: Path, *, check: bool = False, margin_slices: int = 2) -> SiteData:
+def read(root: Path, *, check: bool = False, margin_slices: int = 2, lesions: Sequence[str] = ()) -> SiteData:
     """Read a folder with the limits of the tests."""
-    return read_site(root, FULL, margin_slices=margin_slices, max_frame_pixels=LIMIT, check=check)
+    return read_site(
+        root, FULL, margin_slices=margin_slices, max_frame_pixels=LIMIT, check=check, lesions=lesions
+    )
 
 
 def masks_of(case: Case, slices: int) -> NDArray[np.bool_]:
@@ -109,14 +112,15 @@ def test_circles_and_ellipses_have_an_area_and_points_have_none(tmp_path: Path) 
 
 
 def test_a_report_may_refer_to_a_segment(tmp_path: Path) -> None:
-    """A segment that a report names is used from the SEG in the folder."""
+    """A frame that a report names is used from the SEG in the folder, and makes no other slice normal."""
     images, truth = make.study(1)
     seg = make.seg(images, truth, categories=[make.ANATOMY])
     source = hd.sr.SourceImageForSegmentation(images[4].SOPClassUID, images[4].SOPInstanceUID)
     reference = hd.sr.ReferencedSegmentationFrame(seg.SOPClassUID, seg.SOPInstanceUID, 1, 1, source)
     make.save(tmp_path, *images, seg, make.report(images, [reference], [seg]))
     (case,) = read(tmp_path).cases
-    assert case.sources == ("SEG", "SR")
+    assert case.sources == ("SR",)
+    assert [shot.label for shot in case.shots] == ["abnormal"]
 
 
 def test_anatomy_beside_a_lesion_is_no_anomaly(tmp_path: Path) -> None:
@@ -128,6 +132,63 @@ def test_anatomy_beside_a_lesion_is_no_anomaly(tmp_path: Path) -> None:
     site = read(tmp_path)
     assert np.array_equal(masks_of(site.cases[0], 3), truth[4:7])
     assert "1 segments of plain anatomy" in reasons(site)
+
+
+@pytest.mark.parametrize("category", [make.ANATOMY, make.OLD_ANATOMY, make.TISSUE], ids=str)
+def test_a_seg_of_organs_alone_outlines_no_lesion(tmp_path: Path, category: hd.sr.CodedConcept) -> None:
+    """Neither abnormal images nor normal ones come of it, and the dry run says what to do."""
+    images, truth = make.study(1)
+    make.save(tmp_path, *images, make.seg(images, truth, categories=[category]))
+    site = read(tmp_path)
+    assert site.cases == ()
+    assert "every segment is plain anatomy: not used; name those that are lesions with --lesion" in reasons(
+        site
+    )
+    assert any(key == "skipped" and "--lesion" in text for key, text in summary_rows(site))
+
+
+def test_tissue_of_no_kind_is_an_outline_like_any_other(tmp_path: Path) -> None:
+    """3D Slicer calls a segment that nobody coded "tissue" of type "tissue"."""
+    images, truth = make.study(1)
+    seg = make.seg(images, truth, categories=[make.TISSUE])
+    seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue = make.TISSUE.value
+    make.save(tmp_path, *images, seg)
+    assert np.array_equal(masks_of(read(tmp_path).cases[0], 3), truth[4:7])
+
+
+@pytest.mark.parametrize("kind", ["ORGAN", "AVOIDANCE", "EXTERNAL"])
+def test_a_structure_set_of_organs_alone_outlines_no_lesion(tmp_path: Path, kind: str) -> None:
+    """Organs at risk are no anomaly, with or without a lesion beside them."""
+    images, truth = make.study(1)
+    make.save(tmp_path, *images, make.rtstruct(images, truth, kind=kind))
+    site = read(tmp_path)
+    assert site.cases == ()
+    assert "name those that are lesions with --lesion (ROI Name)" in reasons(site)
+
+
+@pytest.mark.parametrize("form", ["SEG", "RTSTRUCT"])
+def test_lesions_may_be_named(tmp_path: Path, form: str) -> None:
+    """A segment or ROI whose name matches is a lesion whatever its type says; no name is printed."""
+    images, truth = make.study(1)
+    organ = make.seg(images, truth, categories=[make.ANATOMY])
+    organ.SegmentSequence[0].SegmentLabel = "CANARY ROI"
+    other = organ if form == "SEG" else make.rtstruct(images, truth, kind="ORGAN")
+    make.save(tmp_path, *images, other)
+    assert read(tmp_path, lesions=["GTV*"]).cases == ()
+    site = read(tmp_path, lesions=["GTV*", "canary *"])
+    assert np.array_equal(masks_of(site.cases[0], 3), truth[4:7])
+    assert site.skipped == ()
+
+
+def test_beside_named_lesions_nothing_else_is_one(tmp_path: Path) -> None:
+    """Of a SEG whose second segment is named the first one is not used."""
+    images, truth = make.study(1)
+    labels = truth.astype(np.uint8)
+    labels[:, 25:28, 10:20] = 2
+    make.save(tmp_path, *images, make.seg(images, labels, categories=[make.CATEGORY, make.ANATOMY]))
+    site = read(tmp_path, lesions=["segment 2"])
+    assert np.array_equal(masks_of(site.cases[0], len(images)), labels == 2)
+    assert "1 segments beside those that --lesion names: not used" in reasons(site)
 
 
 def test_only_slices_far_from_every_mask_are_normal(tmp_path: Path) -> None:

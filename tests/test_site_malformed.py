@@ -170,6 +170,16 @@ def body_outline_only(root: Path) -> None:
     make.save(root / "x", *images, make.rtstruct(images, truth, kind="EXTERNAL"))
 
 
+def organs_only(root: Path) -> None:
+    images, truth = sound(root)
+    make.save(root / "x", *images, make.rtstruct(images, truth, kind="ORGAN"))
+
+
+def seg_of_organs(root: Path) -> None:
+    images, truth = sound(root)
+    make.save(root / "x", *images, make.seg(images, truth, categories=[make.ANATOMY]))
+
+
 def report_without_regions(root: Path) -> None:
     images, truth = sound(root)
     ds = make.report(images, make.regions(images[5:6], truth[5:6]))
@@ -326,7 +336,9 @@ PARTS: list[tuple[Build, str]] = [
     (contours_of_absent_images, "its images are not in the folder"),
     (contours_of_two_points, "a contour does not have three or more points"),
     (points_only, "the structure set has no closed contour"),
-    (body_outline_only, "every ROI is a body outline"),
+    (body_outline_only, "every ROI is an organ, a body outline"),
+    (organs_only, "every ROI is an organ, a body outline"),
+    (seg_of_organs, "every segment is plain anatomy"),
     (report_without_regions, "the report outlines no region of an image"),
     (report_of_absent_images, "it refers to images that are not in the folder"),
     (report_outside_the_image, "its coordinates lie outside the image"),

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from pydicom import Dataset
 
-from training.annotations import Images, Outlines, SiteImage, slice_tolerance_mm
+from training.annotations import Images, Outlines, SiteImage, is_named, slice_tolerance_mm
 from training.errors import AnnotationError
 from training.planes import Points, fill
 
 RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 
-# PS3.3 C.8.8.8.1: regions that are no lesion; ORGAN and the rest count only where nothing else is drawn.
-_NEVER = {"EXTERNAL", "SUPPORT", "FIXATION", "BOLUS", "MARKER", "REGISTRATION", "ISOCENTER", "DOSE_REGION"}
-_ANATOMY = {"ORGAN", "AVOIDANCE", "CAVITY", "IRRAD_VOLUME", "TREATED_VOLUME", "CONTROL"}
+# PS3.3 C.8.8.8.1: regions that are no lesion.
+_NO_LESION = frozenset(
+    "EXTERNAL SUPPORT FIXATION BOLUS MARKER REGISTRATION ISOCENTER DOSE_REGION "
+    "ORGAN AVOIDANCE CAVITY IRRAD_VOLUME TREATED_VOLUME CONTROL".split()
+)
 _CLOSED = {"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR"}
 
 
-def outline_rtstruct(ds: Dataset, path: str, images: Images, outlines: Outlines) -> None:
+def outline_rtstruct(
+    ds: Dataset, path: str, images: Images, outlines: Outlines, lesions: Sequence[str] = ()
+) -> None:
     """Add the masks of a structure set, each ROI whole or not at all.
 
     Parameters
@@ -28,6 +34,8 @@ def outline_rtstruct(ds: Dataset, path: str, images: Images, outlines: Outlines)
         Below the site folder, for messages.
     images, outlines
         Where the masks go.
+    lesions
+        Patterns of the ROI Names that are lesions; where some match, they alone are used.
 
     Raises
     ------
@@ -46,7 +54,14 @@ def outline_rtstruct(ds: Dataset, path: str, images: Images, outlines: Outlines)
         int(item.get("ReferencedROINumber", -1)): str(item.get("RTROIInterpretedType", "") or "").upper()
         for item in ds.get("RTROIObservationsSequence") or ()
     }
-    for roi in _lesions(rois, kinds, path, outlines):
+    names = {
+        int(item.get("ROINumber", -1)): item.get("ROIName")
+        for item in ds.get("StructureSetROISequence") or ()
+    }
+    named = [roi for roi in rois if is_named(names.get(int(roi.get("ReferencedROINumber", -1))), lesions)]
+    if named and len(named) < len(rois):
+        outlines.skip(path, f"{len(rois) - len(named)} ROIs beside those that --lesion names: not used")
+    for roi in named or _lesions(rois, kinds, path, outlines):
         number = int(roi.get("ReferencedROINumber", -1))
         reference = frames_of_reference.get(number, "") or str(ds.get("FrameOfReferenceUID", "") or "")
         touched: list[SiteImage] = []
@@ -68,14 +83,13 @@ def _lesions(rois: list[Dataset], kinds: dict[int, str], path: str, outlines: Ou
     def kind(roi: Dataset) -> str:
         return kinds.get(int(roi.get("ReferencedROINumber", -1)), "")
 
-    used = [roi for roi in rois if kind(roi) not in _NEVER]
-    for excluded in (_ANATOMY, {"PTV", "CTV"}):
+    used = [roi for roi in rois if kind(roi) not in _NO_LESION]
+    if any(kind(roi) == "GTV" for roi in used):
         # A planning volume is the tumour with a margin: the tumour itself is better, where it is drawn.
-        kept = [roi for roi in used if kind(roi) not in excluded]
-        if excluded is _ANATOMY or any(kind(roi) == "GTV" for roi in kept):
-            used = kept or used
+        used = [roi for roi in used if kind(roi) not in ("PTV", "CTV")]
     if not used:
-        outlines.skip(path, "every ROI is a body outline, a support or a marker, not a lesion")
+        message = "every ROI is an organ, a body outline, a support or a marker by its interpreted type: not "
+        outlines.skip(path, message + "used; name those that are lesions with --lesion (ROI Name)")
         return []
     if len(used) < len(rois):
         outlines.skip(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from adapters.decode import decode_frame
 from adapters.errors import DecodeError
 from adapters.source import PixelSource
 from adapters.values import functional_group
-from training.annotations import Images, Outlines, SiteImage, onto_grid
+from training.annotations import Images, Outlines, SiteImage, is_named, onto_grid
 from training.errors import AnnotationError
 from training.planes import Plane
 from training.site_dicom import is_own_result, plane_of
@@ -21,8 +21,9 @@ from training.site_dicom import is_own_result, plane_of
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
 
-# CID 7150: SCT and the SRT code that older software writes; organs beside a lesion are no anomaly.
-_ANATOMY = {"123037004", "T-D0050"}
+# CID 7150, each as SCT and as the SRT code that older software writes.
+_ANATOMY = {"123037004", "T-D000A"}
+_TISSUE = {"85756007", "T-D0050"}
 
 
 def outline_seg(
@@ -35,6 +36,7 @@ def outline_seg(
     segments: Iterable[int] = (),
     frames: Iterable[int] = (),
     name: str = "SEG",
+    lesions: Sequence[str] = (),
 ) -> None:
     """Add the masks of a SEG: binary, fractional (at least half) or label map.
 
@@ -52,6 +54,8 @@ def outline_seg(
         Only these, as an SR asks for; else every segment that is no plain anatomy, of any frame.
     name
         What the mask is said to come from.
+    lesions
+        Patterns of the Segment Labels that are lesions; where some match, they alone are used.
 
     Raises
     ------
@@ -67,7 +71,9 @@ def outline_seg(
         )
         outlines.skip(path, message + "SegmentAlgorithmType MANUAL or SEMIAUTOMATIC")
         return
-    wanted = asked or _abnormal_segments(ds, path, outlines)
+    wanted = asked or _abnormal_segments(ds, path, outlines, lesions)
+    if not wanted:
+        return
     problems: dict[str, list[SiteImage]] = {}
     drawn = 0
     for number in range(1, int(ds.get("NumberOfFrames", 1) or 1) + 1):
@@ -85,7 +91,9 @@ def outline_seg(
         touched: list[SiteImage] = []
         try:
             image = _image_of(ds, number, images, touched)
-            outlines.add(image, onto_grid(mask, plane_of(ds, number), image), name)
+            drawn_here = onto_grid(mask, plane_of(ds, number), image)
+            # A report that names one frame says nothing of how far the lesion reaches.
+            outlines.add(image, drawn_here, name, whole_volume=not only)
         except AnnotationError as error:
             problems.setdefault(str(error), []).extend(touched)
     for message, touched in problems.items():
@@ -102,21 +110,31 @@ def _automatic(ds: Dataset) -> bool:
     return all(s.get("SegmentAlgorithmType") == "AUTOMATIC" for s in ds.get("SegmentSequence") or ())
 
 
-def _abnormal_segments(ds: Dataset, path: str, outlines: Outlines) -> set[int]:
-    """Segments to use: not the anatomy, where there is something else (PS3.3 C.8.20.4)."""
-    sequence = ds.get("SegmentSequence") or ()
-    numbers = {int(s.SegmentNumber) for s in sequence if s.get("SegmentNumber") is not None} - {0}
+def _abnormal_segments(ds: Dataset, path: str, outlines: Outlines, lesions: Sequence[str]) -> set[int]:
+    """Segments to use: the named ones, else all but the anatomy (PS3.3 C.8.20.4)."""
+    sequence = [s for s in ds.get("SegmentSequence") or () if s.get("SegmentNumber")]
+    numbers = {int(s.SegmentNumber) for s in sequence}
     if not numbers:
         raise AnnotationError("the SEG describes no segment")
-    anatomy = {
-        int(s.SegmentNumber)
-        for s in sequence
-        if any(c.get("CodeValue") in _ANATOMY for c in s.get("SegmentedPropertyCategoryCodeSequence") or ())
-    } & numbers
-    if anatomy and anatomy != numbers:
-        outlines.skip(path, f"{len(anatomy)} segments of plain anatomy beside the others: not used")
-        return numbers - anatomy
-    return numbers
+    named = {int(s.SegmentNumber) for s in sequence if is_named(s.get("SegmentLabel"), lesions)}
+    used = named or numbers - {int(s.SegmentNumber) for s in sequence if _is_anatomy(s)}
+    if not used:
+        message = "every segment is plain anatomy: not used; name those that are lesions with --lesion "
+        outlines.skip(path, message + "(Segment Label), or give them another category")
+    elif named and used != numbers:
+        outlines.skip(path, f"{len(numbers - used)} segments beside those that --lesion names: not used")
+    elif used != numbers:
+        outlines.skip(path, f"{len(numbers - used)} segments of plain anatomy beside the others: not used")
+    return used
+
+
+def _is_anatomy(segment: Dataset) -> bool:
+    """True for an organ; "tissue" of type "tissue" is what 3D Slicer writes of anything, lesions too."""
+    category, kind = (
+        {c.get("CodeValue") for c in segment.get(keyword) or ()}
+        for keyword in ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence")
+    )
+    return bool(category & _ANATOMY or (category & _TISSUE and not kind & _TISSUE))
 
 
 def _segment_of(ds: Dataset, number: int) -> int:

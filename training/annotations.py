@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,6 +150,12 @@ class Outlines:
         for image in touched:
             self.unusable.add(image.key)
             self.unsafe_series.add(image.series)
+
+
+def is_named(name: object, patterns: Iterable[str]) -> bool:
+    """True if one of the patterns, such as "GTV*", is a name's, in capitals or not."""
+    text = str(name or "").strip().casefold()
+    return any(fnmatchcase(text, pattern.strip().casefold()) for pattern in patterns)
 
 
 def size_message(shape: tuple[int, ...], image: SiteImage) -> str:

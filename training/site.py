@@ -34,6 +34,7 @@ def read_site(
     max_frame_pixels: int,
     hash_key: bytes | None = None,
     check: bool = True,
+    lesions: Sequence[str] = (),
 ) -> SiteData:
     """Read a site folder.
 
@@ -53,6 +54,9 @@ def read_site(
         content: the same folder gives the same hashes, two folders never share one.
     check
         Refuse data that cannot be fitted on: one class or one patient alone.
+    lesions
+        Patterns of the names of segments and ROIs that are lesions whatever their type says; in an annotation
+        where some match, they alone are.
 
     Returns
     -------
@@ -72,7 +76,9 @@ def read_site(
     paths = [p for p in paths if not any(part.startswith((".", "__MACOSX")) for part in p.split("/"))]
     if not paths:
         raise SiteDataError("the site data folder is empty: put images, and masks or labels, into it")
-    folder = Folder(root, max_frame_pixels, normalisation, Pseudonyms(hash_key or key_of(root, paths)))
+    folder = Folder(
+        root, max_frame_pixels, normalisation, Pseudonyms(hash_key or key_of(root, paths)), lesions
+    )
     scan(folder, paths)
     if not folder.images:
         raise SiteDataError(
@@ -105,10 +111,11 @@ def _outline(folder: Folder) -> None:
         return source_of(folder, folder.segs[uid]) if uid in folder.segs else None
 
     def seg(path: str) -> None:
-        outline_seg(source_of(folder, path), path, known, outlines, max_frame_pixels=limit)
+        source = source_of(folder, path)
+        outline_seg(source, path, known, outlines, max_frame_pixels=limit, lesions=folder.lesions)
 
     def rtstruct(path: str) -> None:
-        outline_rtstruct(source_of(folder, path).header, path, known, outlines)
+        outline_rtstruct(source_of(folder, path).header, path, known, outlines, folder.lesions)
 
     def report(path: str) -> None:
         header = source_of(folder, path).header

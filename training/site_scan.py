@@ -31,6 +31,8 @@ class Folder:
     limit: int
     normalisation: Normalisation
     pseudonyms: Pseudonyms
+    # Patterns of the segments' and ROIs' names that are lesions.
+    lesions: Sequence[str] = ()
     images: list[SiteImage] = field(default_factory=list)
     segs: dict[str, str] = field(default_factory=dict)
     structure_sets: list[str] = field(default_factory=list)
