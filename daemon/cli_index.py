@@ -100,6 +100,30 @@ def resume(
     out.print(f"{destination}: resumed")
 
 
+@app.command()
+@guarded
+def discard(
+    destination: Annotated[str, typer.Argument(help="Name of a destination that the settings had once.")],
+    settings: SettingsOption = None,
+) -> None:
+    """Give up for good what a destination that is no longer in the settings did not get.
+
+    Its dead letters go, and the studies whose results wait for nobody else can be pruned.
+
+    Example: daemon discard old-pacs
+    """
+    from daemon.cli_studies import open_index
+
+    options, _ = load(settings)
+    if destination in [entry.name for entry in options.destinations]:
+        raise SettingsError(
+            f"{destination!r} is in the settings, and gets its results by `daemon retry`: take it out first"
+        )
+    with open_index(options) as index:
+        count = index.discard(destination)
+    out.print(f"{destination}: {count} undelivered results were given up", highlight=False)
+
+
 def _check(name: str, options: Settings) -> None:
     known = [entry.name for entry in options.destinations]
     if name not in known:

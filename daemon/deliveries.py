@@ -81,8 +81,9 @@ class Courier:
                 break
             if attempt:
                 time.sleep(min(2.0**attempt, 5.0))
-            for outcome in send([paths[d.sop_instance_uid] for d in remaining], target):
-                outcomes[outcome.sop_instance_uid] = outcome
+            # In order, not by the outcome's UID: a file that cannot be read has none.
+            found = send([paths[d.sop_instance_uid] for d in remaining], target)
+            outcomes |= {d.sop_instance_uid: outcome for d, outcome in zip(remaining, found, strict=True)}
         missing = self._settle(waiting, outcomes, "no answer from the destination")
         planned = [d.sop_instance_uid for d in self._index.deliveries(study, revision, destination)]
         if not missing and planned:
@@ -106,12 +107,12 @@ class Courier:
             return
         results = {r.sop_instance_uid: r for r in self._index.results_of(study, revision)}
         for ok in (True, False):
-            chosen = [outcome for outcome in outcomes.values() if outcome.ok == ok]
-            found = [results[o.sop_instance_uid] for o in chosen if o.sop_instance_uid in results]
+            chosen = {uid: outcome for uid, outcome in outcomes.items() if outcome.ok == ok}
+            found = [results[uid] for uid in chosen if uid in results]
             if found:
                 classes = Counter(result.sop_class_uid for result in found)
                 transfer = Transfer(study, classes, self._spool.path(found[0].path))
-                reason = "" if ok else chosen[0].reason or "not stored"
+                reason = "" if ok else next(iter(chosen.values())).reason or "not stored"
                 self._trail.sent(target.name, target.ae_title, target.host, [transfer], reason)
 
     def _waiting(self, study: str, revision: int, destination: str) -> list[DeliveryRecord]:

@@ -27,7 +27,10 @@ _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 @dataclass(frozen=True, slots=True)
 class SendOutcome:
-    """What became of one object: ``status`` is the destination's, None when it gave none."""
+    """What became of one object: ``status`` is the destination's, None when it gave none.
+
+    ``sop_instance_uid`` is "" where the file could not be read.
+    """
 
     sop_instance_uid: str
     status: int | None

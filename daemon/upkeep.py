@@ -89,6 +89,18 @@ class Upkeep(Arrivals):
             found = session.execute(change.values(state="pending", next_at=0.0, expires_at=expires_at))
             return int(found.rowcount)  # type: ignore[attr-defined]
 
+    def discard(self, destination: str) -> int:
+        """Forget what a destination did not get, and its pause; return how many results that are.
+
+        What it got stays recorded. To be called for a destination that is gone for good alone.
+        """
+        with Session(self._writer) as session, session.begin():
+            session.execute(delete(PauseRow).where(PauseRow.destination == destination))
+            gone = session.execute(
+                delete(DeliveryRow).where(DeliveryRow.destination == destination, DeliveryRow.state != "sent")
+            )
+            return int(gone.rowcount)  # type: ignore[attr-defined]
+
     # Rebuilding
 
     def restore(self, manifest: Manifest) -> None:

@@ -1,5 +1,6 @@
 """Keeping order: pruning after delivery alone, pauses, dead letters, a rebuilt index, old schemas."""
 
+import contextlib
 import dataclasses
 import sqlite3
 import subprocess
@@ -14,10 +15,13 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from peers import free_port
+from pynetdicom import AE, evt
 from sqlalchemy import create_engine
 from test_spool import data_set, store
 
 import daemon
+from daemon.deliveries import Courier
 from daemon.errors import SpoolError
 from daemon.index import Index
 from daemon.jobs import JobRecord, ResultRef
@@ -25,6 +29,8 @@ from daemon.manifest import keep_job, keep_outcome, keep_sent
 from daemon.pledges import Asked
 from daemon.prune import Pruner
 from daemon.records import ResultRecord
+from daemon.requestor import Destination
+from daemon.sections import DeliverySettings
 from daemon.settings import Settings, load_settings
 from daemon.spool import Spool
 from daemon.tables import Base
@@ -215,6 +221,69 @@ def test_every_dead_letter_is_requeued_at_once(desk: Desk) -> None:
     assert "3 dead letters" in desk.daemon("retry", "--all-dead")
     states = {delivery.study_instance_uid: delivery.state for delivery in desk.index.deliveries()}
     assert states == {"1.5.0": "pending", "1.5.1": "pending", "1.5.2": "pending", "1.6": "sent"}
+
+
+def test_what_a_destination_that_is_gone_did_not_get_is_discarded(desk: Desk) -> None:
+    """``daemon discard``: its dead letters and its pause go, its study can be pruned, all else stays."""
+    desk.scored("1.5", age_days=31.0)
+    desk.scored("1.6", age_days=31.0, state="dead")
+    desk.index.plan_deliveries("1.5", 1, ["old-pacs"], NOW)
+    (waiting,) = desk.index.deliveries("1.5", destination="old-pacs")
+    desk.index.update_delivery(waiting, "dead", "no answer")
+    desk.index.pause("old-pacs")
+    assert planned(desk) == []
+    assert "1 undelivered results were given up" in desk.daemon("discard", "old-pacs")
+    assert planned(desk) == ["1.5"]
+    assert desk.index.paused() == set()
+    assert [d.state for d in desk.index.deliveries()] == ["sent", "dead"]
+    assert "0 undelivered" in desk.daemon("discard", "never-there")
+
+
+def test_what_a_destination_of_the_settings_did_not_get_is_not_discarded(desk: Desk) -> None:
+    """The error says how it gets its results, and they stay."""
+    desk.scored("1.5", state="dead")
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        desk.daemon("discard", "pacs")
+    assert "daemon retry" in raised.value.stderr
+    assert [d.state for d in desk.index.deliveries()] == ["dead"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot read the file"), (b"", "no DICOM"), (b"\0" * 200, "no DICOM")]
+)
+def test_a_result_that_cannot_be_read_is_named_as_the_reason(
+    desk: Desk, content: bytes | None, said: str
+) -> None:
+    """A missing or damaged file is no silence of the destination; the object beside it is sent."""
+    desk.scored("1.5", state="pending")
+    (bad,) = desk.index.results_of("1.5")
+    sop = "1.5.10"
+    good = store(desk.spool, data_set(sop=sop, study="1.5"), sop=sop, study="1.5")
+    desk.index.add_results([dataclasses.replace(bad, sop_instance_uid=sop, path=good.path)])
+    desk.index.plan_deliveries("1.5", 1, ["pacs"], NOW)
+    path = desk.spool.path(bad.path)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with anything_goes() as target:
+        courier = Courier(desk.index, desk.spool, [target], DeliverySettings(quick_attempts=1), b"key")
+        assert courier.deliver("1.5", 1, "pacs") == 1
+    found = {d.sop_instance_uid: d for d in desk.index.deliveries("1.5")}
+    assert (found[sop].state, found[bad.sop_instance_uid].state) == ("sent", "failed")
+    assert said in found[bad.sop_instance_uid].last_error
+
+
+@contextlib.contextmanager
+def anything_goes() -> Iterator[Destination]:
+    """A PACS that takes everything."""
+    port = free_port()
+    ae = AE(ae_title="PACS")
+    ae.add_supported_context("1.2.840.10008.5.1.4.1.1.2")
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)])
+    try:
+        yield Destination("pacs", "PACS", "127.0.0.1", port)
+    finally:
+        server.shutdown()
 
 
 def test_what_is_not_committed_is_shown_and_asked_for_again(tmp_path: Path) -> None:

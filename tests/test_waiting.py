@@ -97,6 +97,20 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield found
 
 
+def test_a_destination_that_is_gone_is_named_with_what_it_did_not_get(site: Site) -> None:
+    """First page, list of dead letters and study say that it is not in the settings, and what gives it up."""
+    site.sent("1.5", seconds_ago=1.0)
+    site.upkeep.index.plan_deliveries("1.5", 1, ["old-pacs"], time.time())
+    (waiting,) = site.upkeep.index.deliveries("1.5", destination="old-pacs")
+    site.upkeep.index.update_delivery(waiting, "dead", "no answer")
+    for path in ("/", "/studies?delivery=dead", "/studies/1.5"):
+        said = site.page(path)
+        assert "no longer in the settings" in said and "daemon discard old-pacs" in said
+    site.upkeep.index.discard("old-pacs")
+    for path in ("/", "/studies?delivery=dead", "/studies/1.5"):
+        assert "no longer in the settings" not in site.page(path)
+
+
 def test_what_is_not_committed_is_shown_counted_and_asked_for_again(site: Site) -> None:
     """Page, list, first page and metrics say so; the study's button asks anew; committed, all is calm."""
     site.sent("1.5", seconds_ago=86_400.0)

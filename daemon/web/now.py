@@ -125,6 +125,7 @@ def now_of(desk: Desk) -> Now:
         needs=[
             *_machine_needs(disk, roles, certs, in_use, desk.settings.model.bundle),
             *_destination_needs(destinations, dead),
+            *_gone_needs(gone(desk, counts)),
             *_commitment_needs(desk, at),
             *_study_needs(states),
             *(Need("warn", text, "/quality") for text in desk.drift.found),
@@ -165,6 +166,28 @@ def _destination_needs(destinations: list[DestinationState], dead: int) -> list[
         objects = "result object is" if dead == 1 else "result objects are"
         needs.append(Need("bad", f"{dead} {objects} undeliverable (dead letters)", "/studies?delivery=dead"))
     return needs
+
+
+def gone(desk: Desk, counts: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Destination that is not in the settings (any more) → number of results that it did not get."""
+    known = {target.name for target in desk.targets}
+    return {
+        name: count
+        for name, states in counts.items()
+        if name not in known and (count := sum(states.values()) - states.get("sent", 0))
+    }
+
+
+def _gone_needs(waiting: dict[str, int]) -> list[Need]:
+    return [
+        Need(
+            "bad",
+            f"undelivered results for {name}, which is no longer in the settings: {count}; "
+            f"`daemon discard {name}` gives them up",
+            "/studies?delivery=dead",
+        )
+        for name, count in waiting.items()
+    ]
 
 
 def _commitment_needs(desk: Desk, at: float) -> list[Need]:

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 
 from daemon.catalogue import PAGE_SIZE, STATES, Query
 from daemon.web.desk import TheDesk, Viewer
+from daemon.web.now import gone
 
 router = APIRouter(include_in_schema=False)
 
@@ -76,6 +77,7 @@ def studies(
         pages=pages,
         first=(page - 1) * PAGE_SIZE + 1 if total else 0,
         shown=shown,
+        gone=gone(desk, desk.catalogue.deliveries()) if query.delivery else {},
         filtered=replace(query) != Query(),
         previous=_address(shown, page - 1) if page > 1 else "",
         following=_address(shown, page + 1) if page < pages else "",
