@@ -1,4 +1,4 @@
-"""Where the model runs: device, precision, and how many slices a forward pass takes."""
+"""Where the model runs: device, precision, and how many slices it takes and are read for it at once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _WIDE = 512
 LARGEST_BATCH = 256
 # Beyond this a CPU gains nothing: its caches hold a few slices' activations at best.
 _CPU_BATCH = 8
+# Threads of one Python process: what of reading is Python itself is done by one of them at a time.
+_MOST_DECODERS = 8
 # Of the free memory: the allocator rounds up and keeps what it freed, libraries take workspaces.
 _SHARE = 0.7
 
@@ -130,6 +132,13 @@ def automatic_batch_size(per_slice_bytes: int, device: torch.device, free_bytes:
     limit = _CPU_BATCH if device.type == "cpu" else LARGEST_BATCH
     fitting = max(1, min(limit, int(free_bytes * _SHARE) // per_slice_bytes))
     return 1 << (fitting.bit_length() - 1)
+
+
+def automatic_decoders(device: torch.device) -> int:
+    """Choose how many slices are read at once: one where the model has the cores, several beside a GPU."""
+    if device.type == "cpu":
+        return 1
+    return max(2, min(_MOST_DECODERS, len(os.sched_getaffinity(0)) - 1))
 
 
 class ToHost:

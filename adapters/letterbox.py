@@ -6,6 +6,7 @@ model pixel (j + 0.5) p - 0.5. Corner-aligned resizing would misplace patches by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -125,7 +126,10 @@ class Letterbox:
         return np.asarray(lines[:, c0] + (lines[:, c1] - lines[:, c0]) * fc[None, :], dtype=np.float32)
 
     def spread(self, patches: torch.Tensor) -> torch.Tensor:
-        """Bring a batch of patch maps back to the source grid, where they are: :meth:`backward` as products.
+        """Bring a batch of patch maps back to the source grid, where they are: :meth:`backward`, to the bit.
+
+        Not as a product with two matrices: a GPU multiplies fp32 with 10 bits (TF32) where it may, and a
+        map's distance from the threshold would be rounded with them.
 
         Parameters
         ----------
@@ -137,16 +141,18 @@ class Letterbox:
         torch.Tensor
             (B, rows, columns) float32, source grid, on the same device.
         """
-        row, column = _matrices(self, patches.device)
-        return row @ patches @ column.T
+        (r0, r1, fr), (c0, c1, fc) = _weights_on(self, patches.device)
+        low = patches.index_select(1, r0)  # (B, rows, grid)
+        lines = low + (patches.index_select(1, r1) - low) * fr[:, None]
+        low = lines.index_select(2, c0)  # (B, rows, columns)
+        return low + (lines.index_select(2, c1) - low) * fc
 
-    def _matrix(self, axis: int) -> NDArray[np.float32]:
-        """(source length, grid): how much of each patch goes into each source pixel."""
-        low, high, share = self._weights(axis)
-        out = np.zeros((len(low), self.grid), dtype=np.float32)
-        np.add.at(out, (np.arange(len(low)), low), 1 - share)
-        np.add.at(out, (np.arange(len(low)), high), share)
-        return out
+    def draw(self, patches: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+        """Return :meth:`backward` of a map, made on the device."""
+        if device.type == "cpu":
+            return self.backward(patches)
+        spread: NDArray[np.float32] = self.spread(torch.from_numpy(patches)[None].to(device))[0].cpu().numpy()
+        return spread
 
     def patch_centres(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the patch centres in source pixels, rows (grid,) and columns (grid,)."""
@@ -177,11 +183,40 @@ class Letterbox:
         return low, high, (patch - low).astype(np.float32)
 
 
+def to_square(
+    pixels: Sequence[NDArray[np.float32]], size_px: int, patch_px: int, device: torch.device
+) -> torch.Tensor:
+    """Bring slices to the model's square: on the device, in one step where their grids are the same.
+
+    Parameters
+    ----------
+    pixels
+        (rows, columns) float32 in [0, 1] each; grids may differ.
+    size_px, patch_px
+        Of the model.
+    device
+        Where the squares are wanted.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, size_px, size_px) float32 in [0, 1].
+    """
+    shapes = {p.shape for p in pixels}
+    if len(shapes) > 1:
+        return torch.cat([to_square([p], size_px, patch_px, device) for p in pixels])
+    rows, columns = shapes.pop()
+    stack = torch.from_numpy(np.stack(pixels))
+    if device.type == "cuda":
+        # Pinned memory is copied while the card computes the batch before.
+        stack = stack.pin_memory().to(device, non_blocking=True)
+    return Letterbox(rows, columns, size_px, patch_px).place(stack)
+
+
 @lru_cache(maxsize=16)
-def _matrices(box: Letterbox, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both axes' matrices on a device, kept: a series has one grid."""
-    row, column = (torch.from_numpy(box._matrix(axis)).to(device) for axis in (0, 1))
-    return row, column
+def _weights_on(box: Letterbox, device: torch.device) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """Both axes' neighbours and shares on a device, kept: a series has one grid."""
+    return tuple(tuple(torch.from_numpy(part).to(device) for part in box._weights(axis)) for axis in (0, 1))
 
 
 def _inside(axis: tuple[NDArray[np.float64], int]) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from adapters.bundle import AdapterBundle
 from adapters.calibration import Scale, p_value
 from adapters.device import ToHost, automatic_batch_size, resolve_device, resolve_precision, slice_bytes
 from adapters.errors import BundleError
-from adapters.letterbox import Letterbox
+from adapters.letterbox import Letterbox, to_square
 from adapters.memory import distance
 from adapters.model import MVFA, abnormal_probability
 from adapters.score import SliceScore
@@ -133,9 +133,8 @@ class Scorer:
         maps = iter(self._fused(terms) if terms is not None else ())
         for item, has_picture in zip(group, filled, strict=True):
             patches = next(maps) if has_picture else self._blank_map()
-            yield from_patches(
-                self.bundle, item.sop_instance_uid, item.frame_number, item.pixels.shape, patches
-            )
+            place = (item.sop_instance_uid, item.frame_number, item.pixels.shape)
+            yield from_patches(self.bundle, *place, patches, self.backbone.device)
 
     def _blank_map(self) -> Array:
         """The map of a black image: always the same, made once."""
@@ -170,36 +169,13 @@ def overlapped(
         yield from finish(*running.popleft())
 
 
-def to_square(pixels: Sequence[Array], size_px: int, patch_px: int, device: torch.device) -> torch.Tensor:
-    """Bring slices to the model's square: on the device, in one step where their grids are the same.
-
-    Parameters
-    ----------
-    pixels
-        (rows, columns) float32 in [0, 1] each; grids may differ.
-    size_px, patch_px
-        Of the model.
-    device
-        Where the squares are wanted.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, size_px, size_px) float32 in [0, 1].
-    """
-    shapes = {p.shape for p in pixels}
-    if len(shapes) > 1:
-        return torch.cat([to_square([p], size_px, patch_px, device) for p in pixels])
-    rows, columns = shapes.pop()
-    stack = torch.from_numpy(np.stack(pixels))
-    if device.type == "cuda":
-        # Pinned memory is copied while the card computes the batch before.
-        stack = stack.pin_memory().to(device, non_blocking=True)
-    return Letterbox(rows, columns, size_px, patch_px).place(stack)
-
-
 def from_patches(
-    bundle: AdapterBundle, sop_instance_uid: str, frame_number: int, shape: tuple[int, ...], patches: Array
+    bundle: AdapterBundle,
+    sop_instance_uid: str,
+    frame_number: int,
+    shape: tuple[int, ...],
+    patches: Array,
+    device: torch.device,
 ) -> SliceScore:
     """Return a slice's score from its map on the patch grid; the model is needed for that map alone.
 
@@ -213,11 +189,13 @@ def from_patches(
         (rows, columns) of the source grid.
     patches
         (grid, grid) float32 in [0, 1], the fused map.
+    device
+        Draws the map on the source grid when it is looked at.
     """
     box = Letterbox(shape[0], shape[1], bundle.image_size_px, bundle.patch_px)
     raw = slice_score(patches, box.valid(), bundle.top_fraction)
     score = float(bundle.slice_scale(raw))
-    return SliceScore(sop_instance_uid, frame_number, score, partial(box.backward, patches), patches)
+    return SliceScore(sop_instance_uid, frame_number, score, partial(box.draw, patches, device), patches)
 
 
 def load_model(backbone: Backbone, bundle: AdapterBundle) -> MVFA:

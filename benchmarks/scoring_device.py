@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import gc
 import resource
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from adapters.device import ToHost, slice_bytes
-from adapters.letterbox import Letterbox
+from adapters.device import slice_bytes
 from adapters.model import MVFA
-from adapters.scorer import Scorer, map_terms, overlapped, replicate, to_square
+from adapters.scorer import Scorer, map_terms, replicate
 from adapters.slices import Normalisation, load_slice
 from benchmarks import scoring_setup as setup
-from benchmarks.phantom_study import SIDE_PX, write_study
+from benchmarks.phantom_study import write_study
 from benchmarks.scoring_path import unfitted_bundle
 from benchmarks.scoring_setup import spend
+from daemon.patch_maps import PatchMaps
+from daemon.pipeline import score_group
+from daemon.settings import Settings
+from daemon.spool import Spool
+from daemon.study import FrameGroup, assemble
 
 TARGETS = {"model alone": 1500.0, "files to maps": 500.0, "share of peak": 0.4, "adapters": 0.08}
 
@@ -140,48 +141,52 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def files_to_maps(scorer: Scorer, folder: Path, count: int, decoders: int) -> dict[str, Any]:
-    """Slices per second from uncompressed DICOM files to maps on the source grid, on the device.
+def files_to_maps(scorer: Scorer, folder: Path, study: str, count: int, decoders: int) -> dict[str, Any]:
+    """Slices per second from uncompressed DICOM files to maps on the source grid, by the daemon's own path.
 
-    Decoding and normalising run in a pool of threads; while the device computes one batch, the pool fills
-    the next.
+    As for one study: what :func:`daemon.pipeline.score_group` does, patch maps kept on disk, and then each
+    slice's map drawn once, as the findings do.
+
+    Parameters
+    ----------
+    scorer
+        Gives model and device.
+    folder
+        A spool with files of one group in ``study``.
+    study
+        Their Study Instance UID.
+    count
+        Slices; the study's files are read again and again.
+    decoders
+        Slices read at once (``model.decoders``).
     """
-    paths = sorted(folder.iterdir())
-    window, device = scorer.bundle.normalisation, scorer.backbone.device
-    size, patch = scorer.bundle.image_size_px, scorer.bundle.patch_px
-    box = Letterbox(SIDE_PX, SIDE_PX, size, patch)
+    settings = Settings.model_validate(
+        {"model": {"device": str(scorer.backbone.device), "decoders": decoders}}
+    )
+    group = _repeated(folder / "study", study, count, settings)
+    known = PatchMaps(Spool(folder), study)
 
-    def read(path: Path) -> Any:
-        return load_slice(path, normalisation=window, max_frame_pixels=1 << 24).pixels
+    def work() -> int:
+        scores, _ = score_group(group, scorer, settings, known)
+        return sum(score.map.shape == (group.rows, group.columns) for score in scores.values())
 
-    def launch(pixels: list[Any]) -> ToHost:
-        text, far = scorer._terms(to_square(pixels, size, patch, device))
-        maps = box.spread(0.5 * text + 0.5 * far)  # (B, rows, columns), stays on the device
-        return ToHost([maps.flatten(1).amax(dim=1)])
-
-    def finish(_pixels: list[Any], highest: ToHost) -> Iterator[float]:
-        yield from highest.wait()[0].tolist()
-
-    with ThreadPoolExecutor(decoders) as pool:
-        started = time.perf_counter()
-        stream = _bounded(pool, read, (paths[i % len(paths)] for i in range(count)), 2 * scorer.batch_size)
-        groups = iter(lambda: list(islice(stream, scorer.batch_size)), [])
-        scored = len(list(overlapped(groups, launch, finish, 1)))
-        seconds = time.perf_counter() - started
-    return {"decoders": decoders, "slices": scored, "slices_per_s": scored / seconds}
+    scored, spent = spend(work, scorer.backbone.device)
+    known.forget()
+    return {"decoders": decoders, "slices": scored, "slices_per_s": scored / spent.wall_s}
 
 
-def _bounded(
-    pool: ThreadPoolExecutor, work: Callable[[Path], Any], items: Iterator[Path], ahead: int
-) -> Iterator[Any]:
-    """Map in order with at most ``ahead`` items in work: a fast disk must not fill the memory."""
-    running: deque[Future[Any]] = deque()
-    for item in items:
-        running.append(pool.submit(work, item))
-        if len(running) >= ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
+def _repeated(folder: Path, study: str, count: int, settings: Settings) -> FrameGroup:
+    """The study's group with its frames repeated, each under a UID of its own."""
+    limits = settings.study
+    (group,) = assemble(
+        study,
+        sorted(folder.iterdir()),
+        max_frame_pixels=limits.maximum_frame_pixels,
+        max_study_frames=limits.maximum_study_frames,
+    ).groups
+    files = group.frames
+    frames = tuple(replace(files[i % len(files)], sop_instance_uid=f"1.2.{i}") for i in range(count))
+    return replace(group, frames=frames)
 
 
 def decoder_rate(folder: Path, count: int) -> float:
@@ -213,7 +218,8 @@ def measure(
     scale
         How much is measured: 1 in a test on a CPU, 20 on a GPU.
     """
-    write_study(folder / "study", slices=8)
+    # More files than decoders: no two of them wait for one file.
+    study = write_study(folder / "study", slices=32)
     backbone, net = setup.large_model(name, size_px, device, precision, "renormalised")
     scorer = Scorer(backbone, unfitted_bundle(backbone, net), batch_size=batch)
     place, gpu = backbone.device, backbone.device.type == "cuda"
@@ -233,7 +239,7 @@ def measure(
         "share_of_peak": best * flops_per_slice(net) / peak,
         "adapters_cost": rates["plain backbone"] / rates["backbone and adapters"] - 1,
         "files_to_maps": [
-            files_to_maps(scorer, folder / "study", scorer.batch_size * 2 * scale, pool) for pool in pools
+            files_to_maps(scorer, folder, study, scorer.batch_size * 2 * scale, pool) for pool in pools
         ],
         "decoder_slices_per_core_s": reads,
         "decoder_cores_needed": best / reads,

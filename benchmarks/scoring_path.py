@@ -114,7 +114,10 @@ def stages(
     """Analyse a CT study of ``count`` slices of 512 × 512 and return seconds per slice and stage."""
     study = write_study(folder / "study", slices=count)
     settings_path = folder / "settings.toml"
-    settings_path.write_text(f'[service]\ndata_dir = "{folder}"\n')
+    # One decoder: the clock's stages are nested in one thread.
+    settings_path.write_text(
+        f'[service]\ndata_dir = "{folder}"\n[model]\ndevice = "{device}"\ndecoders = 1\n'
+    )
     settings = load_settings(settings_path)
     # As a site runs it: one family where there are masks.
     backbone, _ = setup.large_model(name, size_px, device, precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.bundle import AdapterBundle
+from adapters.device import automatic_decoders, resolve_device
 from adapters.errors import DecodeError
 from adapters.score import SliceScore
 from adapters.scorer import from_patches
 from adapters.slices import Slice, load_slice
 from daemon.findings import find
 from daemon.patch_maps import PatchMaps
+from daemon.read_ahead import read_ahead, slices_ahead
 from daemon.results import Analysis, Job, ResultObject, tracking_uid
 from daemon.serving import Scorer, Serving
 from daemon.settings import Settings
@@ -163,7 +166,7 @@ def read_slice(frame: Frame, bundle: AdapterBundle, settings: Settings) -> Slice
 def score_group(
     group: FrameGroup, scorer: Scorer, settings: Settings, known: PatchMaps | None = None
 ) -> tuple[dict[tuple[str, int], SliceScore], list[Refusal]]:
-    """Score what is not known yet, frame by frame.
+    """Score what is not known yet, frame by frame; ``model.decoders`` frames are read at once.
 
     Parameters
     ----------
@@ -172,7 +175,7 @@ def score_group(
     scorer
         Of the bundle that serves it.
     settings
-        Limits for decoding.
+        Limits for decoding, and where the model runs.
     known
         Patch maps made earlier; those made now are put there, too.
 
@@ -184,26 +187,34 @@ def score_group(
     failed: list[Refusal] = []
     scores: dict[tuple[str, int], SliceScore] = {}
     places = {(frame.sop_instance_uid, frame.frame_number): frame for frame in group.frames}
+    device, shape = resolve_device(settings.model.device), (group.rows, group.columns)
     if known is not None:
         for key, frame in places.items():
             patches = known.get(scorer.bundle, frame)
             if patches is not None:
-                scores[key] = from_patches(scorer.bundle, *key, (group.rows, group.columns), patches)
+                scores[key] = from_patches(scorer.bundle, *key, shape, patches, device)
+    todo = [frame for key, frame in places.items() if key not in scores]
+    # The frames of one object share its header, which pydicom parses as it is looked at: one at a time.
+    turns = {frame.path: threading.Lock() for frame in todo}
 
-    def slices() -> Iterator[Slice]:
-        for key, frame in places.items():
-            if key in scores:
-                continue
+    def read(frame: Frame) -> Slice:
+        with turns[frame.path]:
+            return read_slice(frame, scorer.bundle, settings)
+
+    def slices(reads: Iterator[tuple[Frame, Callable[[], Slice]]]) -> Iterator[Slice]:
+        for frame, result in reads:
             try:
-                yield read_slice(frame, scorer.bundle, settings)
+                yield result()
             except DecodeError as error:
                 failed.append(Refusal(frame.sop_instance_uid, str(error)))
 
-    for score in scorer.score(slices()):
-        key = (score.sop_instance_uid, score.frame_number)
-        if known is not None and score.patches is not None:
-            known.put(scorer.bundle, places[key], score.patches)
-        scores[key] = score
+    decoders = settings.model.decoders or automatic_decoders(device)
+    with read_ahead(todo, read, threads=decoders, ahead=slices_ahead(*shape)) as reads:
+        for score in scorer.score(slices(reads)):
+            key = (score.sop_instance_uid, score.frame_number)
+            if known is not None and score.patches is not None:
+                known.put(scorer.bundle, places[key], score.patches)
+            scores[key] = score
     return scores, failed
 
 
@@ -234,19 +245,21 @@ def _analysis(
     settings: Settings,
 ) -> Analysis:
     bundle = scorer.bundle
+    slice_scores = tuple(
+        scores[key].score if (key := (frame.sop_instance_uid, frame.frame_number)) in scores else None
+        for frame in group.frames
+    )
     analysis = Analysis(
         group=group,
         scored=len(scores),
         total=len(group.frames),
         findings=(),
-        slice_scores=tuple(
-            scores[key].score if (key := (frame.sop_instance_uid, frame.frame_number)) in scores else None
-            for frame in group.frames
-        ),
+        slice_scores=slice_scores,
         bundle_name=bundle.name,
         bundle_version=bundle.version,
         backbone_name=str(bundle.backbone["model"]),
         threshold=bundle.threshold,
+        slice_threshold=bundle.slice_threshold,
     )
     found = find(
         maps,
@@ -255,6 +268,7 @@ def _analysis(
         minimum_voxels=settings.findings.minimum_voxels,
         minimum_volume_mm3=settings.findings.minimum_volume_mm3,
         maximum_findings=settings.findings.maximum_findings,
+        flagged=[score is not None and score >= bundle.slice_threshold for score in slice_scores],
         uid_for=lambda number: tracking_uid(job, analysis.model, group, number),
     )
     return replace(analysis, findings=found)

@@ -126,6 +126,7 @@ class ModelSettings(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Annotated[int, Field(ge=0, le=1024)] = 0
     threads: Annotated[int, Field(ge=0, le=256)] = 0
+    decoders: Annotated[int, Field(ge=0, le=64)] = 0
     early: bool = True
 
     @model_validator(mode="after")

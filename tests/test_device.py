@@ -15,12 +15,18 @@ from adapters import device
 from adapters.backbone import BackboneSpec, load_backbone
 from adapters.blocks import half_blocks
 from adapters.bundle import AdapterBundle
-from adapters.device import ToHost, automatic_batch_size, resolve_precision, slice_bytes
+from adapters.device import (
+    ToHost,
+    automatic_batch_size,
+    automatic_decoders,
+    resolve_precision,
+    slice_bytes,
+)
 from adapters.errors import BackboneError
-from adapters.letterbox import Letterbox
+from adapters.letterbox import Letterbox, to_square
 from adapters.memory import distance
 from adapters.model import MVFA, default_levels
-from adapters.scorer import Scorer, overlapped, to_square
+from adapters.scorer import Scorer, from_patches, overlapped
 from adapters.slices import Slice
 
 CPU = torch.device("cpu")
@@ -136,7 +142,38 @@ def test_a_batch_takes_the_way_of_each_slice(shape: tuple[int, int]) -> None:
     assert torch.equal(together, torch.stack([box.forward(p) for p in pixels]))
     maps = torch.rand(2, 17, 17, generator=torch.Generator().manual_seed(0))
     alone = np.stack([box.backward(m.numpy()) for m in maps])
-    assert box.spread(maps).numpy() == pytest.approx(alone, abs=1e-6)
+    assert np.array_equal(box.spread(maps).numpy(), alone)
+
+
+def test_a_map_is_drawn_where_the_model_is(
+    phantom_bundle: AdapterBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a GPU a map is drawn there, and is the map that a CPU draws, to the bit."""
+    spread, box = Letterbox.spread, Letterbox(300, 140, phantom_bundle.image_size_px, phantom_bundle.patch_px)
+    drawn: list[torch.Tensor] = []
+
+    def counted(self: Letterbox, patches: torch.Tensor) -> torch.Tensor:
+        # "meta" stands for a GPU here: a device that numpy cannot read.
+        assert patches.device.type == "meta"
+        drawn.append(patches)
+        return spread(self, torch.from_numpy(fused)[None])
+
+    fused = np.random.default_rng(0).random((box.grid, box.grid), dtype=np.float32)
+    monkeypatch.setattr(Letterbox, "spread", counted)
+    given = (phantom_bundle, "1.2", 1, (300, 140), fused)
+    on_cpu = from_patches(*given, CPU)
+    elsewhere = from_patches(*given, torch.device("meta"))
+    assert elsewhere.score == on_cpu.score
+    assert np.array_equal(on_cpu.map, box.backward(fused)) and not drawn
+    assert np.array_equal(elsewhere.map, on_cpu.map) and len(drawn) == 1
+
+
+def test_a_gpu_is_read_for_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU model has its cores to itself; beside a GPU up to eight slices are read at once."""
+    for cores, expected in ((2, 2), (4, 3), (16, 8)):
+        monkeypatch.setattr(device.os, "sched_getaffinity", lambda _pid, n=cores: set(range(n)))
+        assert automatic_decoders(CPU) == 1
+        assert automatic_decoders(torch.device("cuda")) == expected
 
 
 def test_distances_are_made_in_parts() -> None:

@@ -1,9 +1,12 @@
 """analyse() on small studies of every shape: what it scores, what it says, and where findings lie."""
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import factories
 import factories_enhanced
@@ -21,12 +24,14 @@ from adapters.backbone import BackboneSpec, load_backbone
 from adapters.bundle import AdapterBundle
 from adapters.score import SliceScore
 from adapters.scorer import Scorer
-from adapters.slices import Normalisation, Slice
-from daemon.pipeline import StudyResult, analyse
+from adapters.slices import Normalisation, Slice, load_slice
+from daemon import pipeline
+from daemon.phantom import make_case, write_case
+from daemon.pipeline import StudyResult, analyse, score_group
 from daemon.results import ResultObject
 from daemon.serving import OneBundle
 from daemon.settings import Settings
-from daemon.study import assemble
+from daemon.study import FrameGroup, assemble
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 # Off centre along each axis, so that no flip and no reversed order maps it onto itself.
@@ -63,6 +68,11 @@ def _analyse(datasets: Sequence[Dataset], folder: Path, scorer: object) -> Study
     paths = factories.write_all(datasets, folder)
     study = assemble(datasets[0].StudyInstanceUID, paths, max_frame_pixels=10**8, max_study_frames=10**4)
     return analyse(study, OneBundle(scorer), make_job(), Settings())  # type: ignore[arg-type]
+
+
+def _groups(ds: Dataset, paths: Sequence[Path]) -> tuple[FrameGroup, ...]:
+    """The frame groups of the study that this data set belongs to."""
+    return assemble(ds.StudyInstanceUID, paths, max_frame_pixels=10**8, max_study_frames=10**4).groups
 
 
 def _broken(ds: Dataset) -> Dataset:
@@ -170,6 +180,58 @@ def test_one_undecodable_slice_is_said_and_moves_nothing(
     _same_place(_seg_points_mm(result), _true_points_mm(n, rows, columns, "axial", spacing))
 
 
+@pytest.mark.parametrize("decoders", [2, 4])
+def test_reading_ahead_changes_no_bit(decoders: int, tmp_path: Path, real_scorer: Scorer) -> None:
+    """Several decoders give the scores, maps and refusals of one, a file that fails among them."""
+    datasets = [*factories.ct_series(9, 32, 40, lesion=LESION), factories_enhanced.enhanced_ct(5, 32, 40)]
+    _broken(datasets[3])
+    paths = factories.write_all(datasets, tmp_path)
+    for group in (g for ds in (datasets[0], datasets[-1]) for g in _groups(ds, paths)):
+        alone, several = (
+            score_group(group, real_scorer, Settings.model_validate({"model": {"decoders": n}}))
+            for n in (1, decoders)
+        )
+        assert len(alone[0]) in (5, 8)
+        assert list(several[0]) == list(alone[0])
+        assert several[1] == alone[1]
+        for key, score in alone[0].items():
+            assert several[0][key].score == score.score
+            assert np.array_equal(several[0][key].map, score.map)
+
+
+def test_frames_of_one_object_are_read_one_after_another(
+    tmp_path: Path, real_scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a header that is parsed as it is looked at; frames of different files are read at once."""
+    together: dict[bool, int] = {}
+    for one_object in (True, False):
+        datasets = (
+            [factories_enhanced.enhanced_ct(6, 32, 40)] if one_object else factories.ct_series(6, 32, 40)
+        )
+        (group,) = _groups(datasets[0], factories.write_all(datasets, tmp_path / str(one_object)))
+        reading, most, lock = [0], [0], threading.Lock()
+
+        def slowly(
+            *args: Any, reading: list[int] = reading, most: list[int] = most, lock: Any = lock, **kwargs: Any
+        ) -> Slice:
+            with lock:
+                reading[0] += 1
+                most[0] = max(most[0], reading[0])
+            time.sleep(0.02)
+            try:
+                return load_slice(*args, **kwargs)
+            finally:
+                with lock:
+                    reading[0] -= 1
+
+        monkeypatch.setattr(pipeline, "load_slice", slowly)
+        scores, _ = score_group(group, real_scorer, Settings.model_validate({"model": {"decoders": 3}}))
+        assert len(scores) == 6
+        together[one_object] = most[0]
+    assert together[True] == 1
+    assert together[False] > 1
+
+
 def test_nothing_decodable_gives_an_undetermined_report(tmp_path: Path, real_scorer: Scorer) -> None:
     """No slice can be decoded: no SEG, an SR that says undetermined and why, and no claim of normality."""
     result = _analyse([_broken(ds) for ds in factories.ct_series(3)], tmp_path, real_scorer)
@@ -200,6 +262,22 @@ def test_a_blank_study_is_scored_and_finds_nothing(tmp_path: Path, real_scorer: 
     assert all(score is not None and np.isfinite(score) for score in analysis.slice_scores)
     assert [item.sop_class_uid == SEG for item in result.objects] == [False]
     assert "4 of 4" in _words(_report(result))
+
+
+def test_normal_patients_are_flagged_no_more_often_than_calibrated(
+    tmp_path: Path, real_scorer: Scorer
+) -> None:
+    """Of unseen normal cases no more have a finding than the slice threshold's rate makes likely."""
+    alpha = 1 / (1 + len(real_scorer.bundle.normal_scores))
+    count, flagged = 24, 0
+    for number in range(count):
+        case = make_case(700 + number, abnormal=False, slices=6, seed=5)
+        paths = write_case(case, tmp_path / str(number))
+        study = assemble(case.study_instance_uid, paths, max_frame_pixels=10**8, max_study_frames=10**4)
+        result = analyse(study, OneBundle(real_scorer), make_job(), Settings())
+        flagged += any(analysis.findings for analysis in result.analyses)
+    # The rate that the few held-out normals support, and four standard deviations of a binomial draw.
+    assert flagged <= count * alpha + 4 * (count * alpha * (1 - alpha)) ** 0.5
 
 
 def test_a_projection_is_found_in_its_own_pixels(tmp_path: Path, phantom_bundle: AdapterBundle) -> None:
