@@ -30,7 +30,7 @@ LesionOption = Annotated[
 
 
 def load_configured_backbone(options: Settings, image_size_px: int = 0) -> Backbone:
-    """The backbone of the settings, with a plain word where its weights are random; 0 for its own size."""
+    """The backbone of the settings, with a plain word where its weights are random; 0: the settings' size."""
     from adapters.backbone import load_backbone
     from daemon.models import backbone_spec, limit_threads
 
@@ -40,7 +40,8 @@ def load_configured_backbone(options: Settings, image_size_px: int = 0) -> Backb
             "[yellow]the backbone has seeded random weights, not pretrained ones: "
             "the figures say nothing of what pretrained weights would reach[/yellow]"
         )
-    spec = replace(backbone_spec(options.model), image_size_px=image_size_px)
+    spec = backbone_spec(options.model)
+    spec = replace(spec, image_size_px=image_size_px or spec.image_size_px)
     return load_backbone(spec, options.model.device, options.model.precision)
 
 
@@ -69,24 +70,19 @@ def read_sites(
 ) -> SiteData:
     """Read one or several site folders as one."""
     from daemon.service import pseudonym_key
-    from training.cases import SiteData
     from training.site import read_site
 
     read = partial(
         read_site,
-        normalisation=normalisation,
+        folders,
+        normalisation,
         max_frame_pixels=options.study.maximum_frame_pixels,
         hash_key=pseudonym_key(options),
-        check=check and len(folders) == 1,
+        check=check,
         lesions=lesions or (),
     )
-    sites: list[SiteData] = [or_fail(partial(read, folder)) for folder in folders]
-    if len(sites) == 1:
-        return sites[0]
-    return SiteData(
-        tuple(case for site in sites for case in site.cases),
-        tuple(item for site in sites for item in site.skipped),
-    )
+    site: SiteData = or_fail(read)
+    return site
 
 
 def figures_table(evaluation: Evaluation, title: str) -> Table:

@@ -12,6 +12,7 @@ from training.annotations import SiteImage
 from training.cases import Label
 from training.errors import AnnotationError
 from training.site_dicom import Pseudonyms
+from training.site_roots import Roots
 
 Level = Literal["instance", "file", "series", "study"]
 
@@ -33,13 +34,19 @@ _LIMIT_BYTES = 64 * 2**20
 class Labels:
     """What the CSV files say, the most specific first: instance, file, series, study.
 
+    Parameters
+    ----------
+    roots
+        Of the site: a CSV names files of its own folder.
+
     Attributes
     ----------
     skipped
         (path, reason) of rows that can't be used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, roots: Roots) -> None:
+        self._prefix = roots.prefix
         self.skipped: list[tuple[str, str]] = []
         self._labels: dict[tuple[Level, str], set[Label]] = {}
         self._patients: dict[tuple[Level, str], str] = {}
@@ -77,6 +84,7 @@ class Labels:
                 unknown.append(line)
                 continue
             name = row[level].replace("\\", "/").removeprefix("./")
+            name = self._prefix(path) + name if level == "file" else name
             self._rows.setdefault(path, []).append((line, [(level, name)]))
             patient = row.get("patient") or row.get("group") or ""
             if patient:
@@ -95,14 +103,14 @@ class Labels:
         """Learn which file names are of several files, and so tell nothing, before labels are asked for."""
         files: dict[str, set[str]] = {}
         for image in images:
-            for _, name in _keys(image)[2:4]:
+            for _, name in self._keys(image)[2:4]:
                 files.setdefault(name, set()).add(image.path)
         self._ambiguous = {name for name, paths in files.items() if len(paths) > 1}
 
     def of(self, image: SiteImage) -> tuple[Level | None, set[Label], str]:
         """Return the level that labels an image, its labels (two if they contradict), and its patient."""
         level, labels, patient = None, set[Label](), ""
-        for key in _keys(image):
+        for key in self._keys(image):
             if key[0] == "file" and key[1] != image.path and key[1] in self._ambiguous:
                 continue
             if key in self._labels or key in self._patients:
@@ -119,14 +127,13 @@ class Labels:
             if lost:
                 yield path, f"{_lines(lost)}: names no image that is in the folder, or several"
 
-
-def _keys(image: SiteImage) -> list[tuple[Level, str]]:
-    name = image.path.rsplit("/", 1)[-1]
-    stem = name.removesuffix(".gz").rsplit(".", 1)[0]
-    return [
-        ("instance", image.key[0]), ("file", image.path), ("file", name), ("file", stem),
-        ("series", image.series), ("study", image.study),
-    ]  # fmt: skip
+    def _keys(self, image: SiteImage) -> list[tuple[Level, str]]:
+        prefix, name = self._prefix(image.path), image.path.rsplit("/", 1)[-1]
+        stem = name.removesuffix(".gz").rsplit(".", 1)[0]
+        return [
+            ("instance", image.key[0]), ("file", image.path), ("file", prefix + name),
+            ("file", prefix + stem), ("series", image.series), ("study", image.study),
+        ]  # fmt: skip
 
 
 def _lines(lines: list[int]) -> str:

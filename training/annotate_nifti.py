@@ -18,6 +18,7 @@ from training.annotate_pictures import beside, folder_label, mask_stem
 from training.annotations import Mask, Outlines, SiteImage
 from training.errors import AnnotationError
 from training.planes import Plane, Points
+from training.site_roots import Roots
 
 SUFFIXES = (".nii", ".nii.gz")
 # The way a reader sees the slices of an axial, sagittal or coronal volume, by the letter of its third axis.
@@ -111,7 +112,7 @@ def _read_cached(file: Path, limit: int, mtime_ns: int, size: int) -> Volume:
 
 
 def volume_images(
-    root: Path, path: str, *, normalisation: Normalisation, max_frame_pixels: int
+    root: Roots, path: str, *, normalisation: Normalisation, max_frame_pixels: int
 ) -> list[SiteImage]:
     """Return the slices of a volume.
 
@@ -152,7 +153,7 @@ def _load(file: Path, normalisation: Normalisation, limit: int, index: int) -> N
 
 
 def outline_nifti(
-    root: Path,
+    root: Roots,
     path: str,
     volumes: Sequence[Sequence[SiteImage]],
     series: Sequence[Sequence[SiteImage]],

@@ -18,6 +18,7 @@ from adapters.slices import Normalisation, normalise
 from training.annotations import Mask, Outlines, SiteImage
 from training.cases import Label
 from training.errors import AnnotationError
+from training.site_roots import Roots
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_FOLDERS = frozenset(
@@ -130,7 +131,7 @@ def _read(file: Path, limit: int, *, indices: bool) -> NDArray[np.generic]:
 
 
 def picture_image(
-    root: Path,
+    root: Roots,
     path: str,
     *,
     normalisation: Normalisation,
@@ -190,7 +191,7 @@ def read_mask(file: Path, limit: int) -> Mask:
 
 
 def outline_pictures(
-    root: Path, masks: Sequence[str], images: Iterable[SiteImage], outlines: Outlines, limit: int
+    root: Roots, masks: Sequence[str], images: Iterable[SiteImage], outlines: Outlines, limit: int
 ) -> None:
     """Add mask pictures to the pictures of the same name.
 

@@ -41,6 +41,15 @@ class Plane:
         rows = self.along_row / self.spacing[1], self.along_column / self.spacing[0], self.normal
         return np.asarray((points - self.position) @ np.stack(rows).T, dtype=np.float64)
 
+    def is_same(self, other: Plane | None) -> bool:
+        """True if both are the same grid to a hundredth of a millimetre."""
+        return (
+            other is not None
+            and self.is_parallel(other)
+            and np.allclose(self.position, other.position, atol=0.01)
+            and np.allclose(self.spacing, other.spacing, rtol=1e-3)
+        )
+
     def is_parallel(self, other: Plane) -> bool:
         """True if both have the same orientation."""
         return bool(

@@ -23,11 +23,12 @@ from training.cases import SiteData, Skipped
 from training.errors import AnnotationError, SiteDataError
 from training.site_cases import check_site, make_cases
 from training.site_dicom import Pseudonyms
+from training.site_roots import Roots
 from training.site_scan import Folder, key_of, scan, source_of
 
 
 def read_site(
-    root: Path,
+    root: Path | Sequence[Path],
     normalisation: Normalisation,
     *,
     margin_slices: int = 2,
@@ -36,12 +37,12 @@ def read_site(
     check: bool = True,
     lesions: Sequence[str] = (),
 ) -> SiteData:
-    """Read a site folder.
+    """Read a site folder, or several as one.
 
     Parameters
     ----------
     root
-        The folder.
+        The folder or folders. An object that is in two of them counts once; what they say of it must agree.
     normalisation
         How shots load their pixels.
     margin_slices
@@ -68,18 +69,11 @@ def read_site(
     SiteDataError
         Nothing can be used, or `check` fails; its `site` says what was understood.
     """
-    if not root.is_dir():
-        raise SiteDataError("the site data folder does not exist or is no folder")
     if margin_slices < 0:
         raise SiteDataError(f"margin_slices {margin_slices} is negative")
-    paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    paths = [p for p in paths if not any(part.startswith((".", "__MACOSX")) for part in p.split("/"))]
-    if not paths:
-        raise SiteDataError("the site data folder is empty: put images, and masks or labels, into it")
-    folder = Folder(
-        root, max_frame_pixels, normalisation, Pseudonyms(hash_key or key_of(root, paths)), lesions
-    )
-    scan(folder, paths)
+    roots = Roots([root] if isinstance(root, Path) else root)
+    folder = Folder(roots, max_frame_pixels, normalisation, Pseudonyms(hash_key or key_of(roots)), lesions)
+    scan(folder, roots.paths)
     if not folder.images:
         raise SiteDataError(
             _none_usable(folder.outlines.skipped), SiteData((), tuple(folder.outlines.skipped))

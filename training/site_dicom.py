@@ -22,6 +22,7 @@ from training.annotations import SiteImage
 from training.cases import Label
 from training.errors import AnnotationError
 from training.planes import Plane
+from training.site_roots import Roots
 
 # What the daemon writes into each result as the owner of its codes (PS3.3 C.12.1.4.1).
 _OWN_ORGANIZATION = "pacs-anomaly-daemon"
@@ -112,7 +113,7 @@ def plane_of(ds: Dataset, number: int) -> Plane | None:
 
 def dicom_images(
     source: PixelSource,
-    root: Path,
+    root: Roots,
     path: str,
     *,
     normalisation: Normalisation,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from adapters.errors import DecodeError
 from adapters.slices import Normalisation
@@ -16,8 +18,10 @@ from training.annotate_csv import Labels
 from training.annotate_rtstruct import RT_STRUCTURE_SET
 from training.annotate_seg import LABEL_MAP_SEGMENTATION, SEGMENTATION
 from training.annotations import Outlines, SiteImage
+from training.cases import Label
 from training.errors import AnnotationError
 from training.site_dicom import Pseudonyms, dicom_images
+from training.site_roots import Roots
 
 _REPORTS = "1.2.840.10008.5.1.4.1.1.88."
 _OTHER = {".txt", ".json", ".md", ".html", ".pdf", ".xml", ".xlsx", ".yaml", ".toml", ".zip", ".py", ".npy"}
@@ -27,7 +31,7 @@ _OTHER = {".txt", ".json", ".md", ".html", ".pdf", ".xml", ".xlsx", ".yaml", ".t
 class Folder:
     """The files of a site by what they are; paths below the site folder."""
 
-    root: Path
+    root: Roots
     limit: int
     normalisation: Normalisation
     pseudonyms: Pseudonyms
@@ -39,20 +43,25 @@ class Folder:
     reports: list[str] = field(default_factory=list)
     picture_masks: list[str] = field(default_factory=list)
     volume_masks: list[str] = field(default_factory=list)
-    labels: Labels = field(default_factory=Labels)
     instances: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    # What a copy's folder says of an instance whose own says nothing.
+    copies: dict[str, Label] = field(default_factory=dict)
     # Annotations that can't be used, but may outline something.
     broken: list[str] = field(default_factory=list)
     ambiguous: set[str] = field(default_factory=set)
     outlines: Outlines = field(default_factory=Outlines)
+    labels: Labels = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labels = Labels(self.root)
 
 
-def key_of(root: Path, paths: Sequence[str]) -> bytes:
+def key_of(root: Roots) -> bytes:
     """A key that only who holds the data can know: from names and sizes, and the first files' content."""
     digest = hashlib.sha256()
-    for path in paths:
+    for path in root.paths:
         digest.update(f"{path}\0{(root / path).stat().st_size}\0".encode("utf-8", "surrogateescape"))
-    for path in paths[:8]:
+    for path in root.paths[:8]:
         digest.update(_digest(root / path))
     return digest.digest()
 
@@ -79,7 +88,11 @@ def scan(folder: Folder, paths: Sequence[str]) -> None:
                 _scan_dicom(folder, path)
         except AnnotationError as error:
             folder.outlines.skip(path, str(error))
-    folder.images = [image for image in folder.images if image.key[0] not in folder.ambiguous]
+    folder.images = [
+        replace(image, folder_label=folder.copies.get(image.key[0], image.folder_label))
+        for image in folder.images
+        if image.key[0] not in folder.ambiguous
+    ]
 
 
 def _scan_named(folder: Folder, path: str) -> None:
@@ -115,21 +128,29 @@ def _scan_dicom(folder: Folder, path: str) -> None:
     elif sop_class.startswith(_REPORTS) and sop_class != _REPORTS + "59":
         folder.reports.append(path)
     else:
-        folder.images += dicom_images(
-            source,
-            folder.root,
-            path,
-            normalisation=folder.normalisation,
-            max_frame_pixels=folder.limit,
-            pseudonyms=folder.pseudonyms,
-            folder_label=pictures.folder_label(path),
-        )
+        folder.images += _images(folder, source, path)
+
+
+def _images(folder: Folder, source: PixelSource, path: str) -> list[SiteImage]:
+    return dicom_images(
+        source,
+        folder.root,
+        path,
+        normalisation=folder.normalisation,
+        max_frame_pixels=folder.limit,
+        pseudonyms=folder.pseudonyms,
+        folder_label=pictures.folder_label(path),
+    )
 
 
 def _duplicate(folder: Folder, uid: str, first: tuple[str, bytes], second: tuple[str, bytes]) -> str:
     """Take both out unless they say the same, and say so."""
-    contradicts = pictures.folder_label(first[0]) != pictures.folder_label(second[0])
-    if first[1] == second[1] and not contradicts:
+    same = first[1] == second[1] or _same_pixels(folder, first[0], second[0])
+    known = folder.copies.get(uid, pictures.folder_label(first[0]))
+    label = pictures.folder_label(second[0])
+    if same and (known == label or not known or not label):
+        if label:
+            folder.copies[uid] = label
         return f"a copy of {first[0]} with the same SOP Instance UID: used once"
     folder.ambiguous.add(uid)
     for paths in (folder.structure_sets, folder.reports):
@@ -138,9 +159,24 @@ def _duplicate(folder: Folder, uid: str, first: tuple[str, bytes], second: tuple
     folder.segs.pop(uid, None)
     if first[0] not in {image.path for image in folder.images}:
         folder.broken += [first[0], second[0]]
-    if first[1] != second[1]:
+    if not same:
         return f"its SOP Instance UID is also that of {first[0]}, which has other content: neither is used"
     return f"the same image as {first[0]}, in folders that declare it normal and abnormal: neither is used"
+
+
+def _same_pixels(folder: Folder, first: str, second: str) -> bool:
+    """True for one image as two systems export it: other bytes, the same pixels in the same place."""
+    try:
+        one, other = (_images(folder, source_of(folder, path), path) for path in (first, second))
+        return all(
+            (a.study, a.series, a.patient, a.frame_of_reference)
+            == (b.study, b.series, b.patient, b.frame_of_reference)
+            and (a.plane is b.plane if a.plane is None else a.plane.is_same(b.plane))
+            and np.array_equal(a.load(), b.load())
+            for a, b in zip(one, other, strict=True)
+        )
+    except (AnnotationError, DecodeError, ValueError):
+        return False
 
 
 def source_of(folder: Folder, path: str) -> PixelSource:
