@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,16 +27,13 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from adapters.bounded import HEADER_LIMIT_BYTES, BoundedReader, inflate
 from adapters.errors import DecodeError
 
-# Of one header without its pixel data; an enhanced object of 10,000 frames has about 20 MB.
-HEADER_LIMIT_BYTES = 32 * 2**20
 # A deflated data set is unpacked in memory as a whole (PS3.5 A.5).
 INFLATED_LIMIT_BYTES = 256 * 2**20
 # A real header has some hundred elements; each costs far more memory than its bytes.
 _MAX_ELEMENTS = 50_000
-# Two for each element, three for each item; an enhanced object of 10,000 frames takes about 800,000.
-_MAX_READS = 1_000_000
 # Values above this stay on disk until they are asked for.
 _DEFER_BYTES = 2**20
 _PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
@@ -104,25 +100,6 @@ class PixelSource:
             return stream.read(max(0, min(length, self.size - offset)))
 
 
-class _HeaderReader(io.BufferedReader):
-    """A file that never reads beyond its end, nor more than the header limit."""
-
-    left = HEADER_LIMIT_BYTES
-    reads = _MAX_READS
-    end = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        # BufferedReader allocates `size` bytes first: a length of 4 GB in a small file would cost 4 GB.
-        rest = max(0, self.end - self.tell())
-        size = rest if size is None or size < 0 else min(size, rest)
-        self.left, self.reads = self.left - size, self.reads - 1
-        if self.left < 0:
-            raise DecodeError(f"the header is larger than {HEADER_LIMIT_BYTES // 2**20} MiB")
-        if self.reads < 0:
-            raise DecodeError(f"the header has more than {_MAX_READS // 3} sequence items")
-        return super().read(size)
-
-
 def read_source(path: Path) -> PixelSource:
     """Read one file's header and find its pixel data, without reading the pixel data.
 
@@ -166,22 +143,26 @@ def _guard(read: Callable[[], PixelSource]) -> PixelSource:
 
 
 def _read(path: Path, size: int) -> PixelSource:
-    with io.FileIO(os.fspath(path)) as raw, _HeaderReader(raw) as stream:
-        stream.end = size
-        meta = _read_meta(stream)
+    with io.FileIO(os.fspath(path)) as raw, BoundedReader(raw, size) as stream:
+        meta = read_meta(stream)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            data = _inflate(raw, stream.tell())
-            unpacked = io.BytesIO(data)
-            header, found = _read_until_pixels(unpacked)
+            raw.seek(stream.tell())
+            parts, is_more = inflate(raw, INFLATED_LIMIT_BYTES)
+            if is_more:
+                limit = INFLATED_LIMIT_BYTES // 2**20
+                raise DecodeError(f"the deflated data set unpacks to more than {limit} MiB")
+            data = b"".join(parts)
+            unpacked = BoundedReader(io.BytesIO(data), len(data))
+            header, found = _read_until_pixels(unpacked, None)
             header.file_meta = meta
             return _locate(unpacked, header, found, None, data, len(data))
         stream.seek(0)
-        header, found = _read_until_pixels(stream)
+        header, found = _read_until_pixels(stream, _DEFER_BYTES)
         return _locate(stream, header, found, path, None, size)
 
 
-def _read_meta(stream: BinaryIO) -> FileMetaDataset:
-    """Return the file meta group (PS3.10 7.1) and leave the stream behind it."""
+def read_meta(stream: BinaryIO) -> FileMetaDataset:
+    """Return the file meta group (PS3.10 7.1), empty if there is none; leave the stream behind it."""
     if stream.read(132)[128:] != b"DICM":
         stream.seek(0)
     try:
@@ -192,21 +173,7 @@ def _read_meta(stream: BinaryIO) -> FileMetaDataset:
     return FileMetaDataset(group)
 
 
-def _inflate(raw: io.FileIO, start: int) -> bytes:
-    raw.seek(start)
-    unpack, parts, total = zlib.decompressobj(-zlib.MAX_WBITS), [], 0
-    while block := raw.read(2**16):
-        while block:
-            part = unpack.decompress(block, 2**20)
-            block, total = unpack.unconsumed_tail, total + len(part)
-            if total > INFLATED_LIMIT_BYTES:
-                limit = INFLATED_LIMIT_BYTES // 2**20
-                raise DecodeError(f"the deflated data set unpacks to more than {limit} MiB")
-            parts.append(part)
-    return b"".join(parts)
-
-
-def _read_until_pixels(stream: BinaryIO) -> tuple[Dataset, int]:
+def _read_until_pixels(stream: BinaryIO, defer: int | None) -> tuple[Dataset, int]:
     found, elements = [0], [0]
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -217,7 +184,6 @@ def _read_until_pixels(stream: BinaryIO) -> tuple[Dataset, int]:
             found[0] = int(tag)
         return found[0] != 0
 
-    defer = None if isinstance(stream, io.BytesIO) else _DEFER_BYTES
     header = read_partial(stream, at_pixels, defer_size=defer, force=True)
     if not len(header):
         raise DecodeError("the file is not DICOM")

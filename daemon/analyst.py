@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 
 from adapters.errors import AdapterError
 from daemon import __version__
+from daemon.attributes import attributes
 from daemon.corrections import ANNOTATIONS
-from daemon.errors import DaemonError, DatabaseError, DiskReserveError
+from daemon.errors import DaemonError, DatabaseError, DiskReserveError, SpoolError
 from daemon.index import Index
 from daemon.jobs import JobRecord, ResultRef
 from daemon.log import event, pseudonym
@@ -262,8 +261,9 @@ def summarise(refusals: Sequence[Refusal]) -> str:
 
 def _is_own_file(path: Path) -> bool:
     try:
-        return is_own(dcmread(path, stop_before_pixels=True, specific_tags=["InstanceCreatorUID"]))
-    except (InvalidDicomError, OSError, ValueError):
+        with attributes(path, ("InstanceCreatorUID",)) as ds:
+            return is_own(ds)
+    except SpoolError:
         return False
 
 

@@ -9,15 +9,17 @@ made is no reader's word: a report that changes nothing counts only if it is ver
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
+from daemon.attributes import attributes
 from daemon.corrections import Correction, corrected_segments
+from daemon.errors import SpoolError
 from daemon.verdicts import Verdict
 
 _DEEPEST = 32
@@ -51,17 +53,23 @@ class Assessment:
         By tracking UID.
     outlines
         True if it has a region that is not ours, of a finding that it does not reject.
+    reason
+        Why it says nothing, if it cannot be read.
     """
 
     verdicts: dict[str, Verdict]
     outlines: bool
+    reason: str = ""
 
 
 def own_regions(reports: Sequence[Path]) -> frozenset[Region]:
     """Every region of the reports that we sent; what is gone or cannot be read has none."""
-    return frozenset(
-        region for path in reports for group in _groups_of(path) for region in _regions(group.content)
-    )
+    found: set[Region] = set()
+    for path in reports:
+        # What cannot be read has no regions: a report of ours that retention removed, say.
+        with suppress(SpoolError), attributes(path, ("ContentSequence",)) as ds:
+            found |= {region for group in _groups(ds) for region in _regions(group.content)}
+    return frozenset(found)
 
 
 def assess_all(
@@ -87,7 +95,10 @@ def assess_all(
 def _assess(one: Correction, path: Path, ours: frozenset[Region]) -> Assessment:
     if one.kind == "SR":
         return assess(path, ours)
-    named = corrected_segments(path) if one.kind == "SEG" else set()
+    try:
+        named = corrected_segments(path) if one.kind == "SEG" else set()
+    except SpoolError as error:
+        return Assessment({}, outlines=False, reason=str(error))
     return Assessment(dict.fromkeys(named, "correct"), outlines=True)
 
 
@@ -97,14 +108,23 @@ def assess(path: Path, ours: frozenset[Region]) -> Assessment:
     Parameters
     ----------
     path
-        The report; one that cannot be read says nothing.
+        The report; one that cannot be read within bounds says nothing.
     ours
         Regions of the reports that we sent.
     """
+    try:
+        with attributes(path, ("VerificationFlag", "ContentSequence")) as ds:
+            return _said_in(ds, ours)
+    except SpoolError as error:
+        return Assessment({}, outlines=False, reason=str(error))
+
+
+def _said_in(report: Dataset, ours: frozenset[Region]) -> Assessment:
     verdicts: dict[str, Verdict] = {}
-    groups = _groups_of(path)
+    groups = list(_groups(report))
     said = [_verdict(group.content, ours) for group in groups]
-    if {*said} <= {"accept"} and not (_verified(path) or any(_says_present(g.content) for g in groups)):
+    is_verified = str(report.get("VerificationFlag", "")) == "VERIFIED"
+    if {*said} <= {"accept"} and not (is_verified or any(_says_present(g.content) for g in groups)):
         return Assessment({}, outlines=False)
     for group, verdict in zip(groups, said, strict=True):
         if group.tracking_uid:
@@ -117,21 +137,6 @@ def assess(path: Path, ours: frozenset[Region]) -> Assessment:
 class _Group:
     tracking_uid: str
     content: Sequence[Dataset]
-
-
-def _verified(path: Path) -> bool:
-    try:
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=["VerificationFlag"])
-        return str(ds.get("VerificationFlag", "")) == "VERIFIED"
-    except (InvalidDicomError, OSError):
-        return False
-
-
-def _groups_of(path: Path) -> list[_Group]:
-    try:
-        return list(_groups(dcmread(path, stop_before_pixels=True, specific_tags=["ContentSequence"])))
-    except (InvalidDicomError, OSError, ValueError, TypeError, AttributeError):
-        return []
 
 
 def _groups(container: Dataset, depth: int = 0) -> Iterator[_Group]:

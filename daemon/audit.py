@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pydicom import dcmread
-
 from daemon import audit_message as am
+from daemon.attributes import attributes
 from daemon.audit_file import TrailFile
+from daemon.errors import SpoolError
 from daemon.log import event
 from daemon.settings import Settings
 from daemon.syslog import Repository, Syslog
@@ -230,12 +230,11 @@ def no_trail() -> Trail:
 
 def _read_patient(path: Path) -> am.Patient:
     try:
-        tags = ["PatientID", "PatientName", "SpecificCharacterSet"]
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=tags)
-        return am.Patient(str(ds.get("PatientID") or ""), str(ds.get("PatientName") or ""))
-    # Whatever a damaged file breaks in its reader: the event is recorded without the patient.
-    except Exception as error:
-        event("audit", level=logging.WARNING, error=type(error).__name__)
+        with attributes(path, ("PatientID", "PatientName", "SpecificCharacterSet")) as ds:
+            return am.Patient(str(ds.get("PatientID") or ""), str(ds.get("PatientName") or ""))
+    except SpoolError as error:
+        # A damaged or hostile file: the event is recorded without the patient.
+        event("audit", level=logging.WARNING, error=type(error.__cause__).__name__)
         return am.Patient()
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from sqlalchemy import Engine, Select, exists, func, or_, select, union
 from sqlalchemy.orm import Session, aliased
 
+from daemon.attributes import attributes
 from daemon.tables import InstanceRow, ResultRow
 from daemon.tables_web import FeedbackExportRow, VerdictRow
 
@@ -114,12 +113,15 @@ def waiting_for_export() -> Select[tuple[str]]:
 
 
 def corrected_segments(path: Path) -> set[str]:
-    """The tracking UIDs that a SEG names; empty if the file is not there or cannot be read."""
-    try:
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=["SegmentSequence"])
+    """The tracking UIDs that a SEG names.
+
+    Raises
+    ------
+    SpoolError
+        The file is not there, or cannot be read within bounds.
+    """
+    with attributes(path, ("SegmentSequence",)) as ds:
         return {str(item.get("TrackingUID", "")) for item in ds.get("SegmentSequence") or ()} - {""}
-    except (InvalidDicomError, OSError, ValueError, TypeError, AttributeError):
-        return set()
 
 
 def _foreign(query: Any) -> Any:

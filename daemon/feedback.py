@@ -129,6 +129,12 @@ def _write_study(sources: Sources, study: _Study, came: Sequence[Correction]) ->
     results = sources.index.results_of(study.uid)
     reports = [result.path for result in results if result.kind == "SR"]
     assessed = assess_all(came, sources.spool.path, reports)
+    assert study.left_out is not None
+    study.left_out += [
+        f"{one.kind} from {one.calling_ae} of study {uid_name(study.uid)}: {assessment.reason}"
+        for one, assessment in assessed
+        if assessment.reason
+    ]
     outlining = [one for one, assessment in assessed if assessment.outlines]
     for one in outlining:
         if _place(sources.spool.path(one.path), study.folder / f"came-{one.sop_instance_uid}.dcm"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from copy import deepcopy
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.tag import BaseTag, Tag
 
-from daemon.errors import EncodeError
+from adapters.bounded import HEADER_LIMIT_BYTES
+from daemon.attributes import attributes
+from daemon.errors import EncodeError, SpoolError
 
 # Patient, Clinical Trial Subject, General Study, Patient Study and Clinical Trial Study modules
 # (PS3.3 C.7.1.1, C.7.1.3, C.7.2.1 to C.7.2.3): the same in source, SEG and SR.
@@ -66,10 +66,10 @@ def read_header(path: Path) -> Dataset:
     EncodeError
         If it cannot be read.
     """
-    tags = [_tag(keyword) for keyword in (*_PATIENT_AND_STUDY, *_IMAGE)]
     try:
-        return dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
-    except (OSError, InvalidDicomError, EOFError) as error:
+        with attributes(path, (*_PATIENT_AND_STUDY, *_IMAGE), HEADER_LIMIT_BYTES) as ds:
+            return ds
+    except SpoolError as error:
         raise EncodeError("a source image can no longer be read: restore it to the spool") from error
 
 

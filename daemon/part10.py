@@ -1,18 +1,18 @@
 """The File Meta group that we write, and the UIDs at the start of a data set; no pixel is touched."""
 
+import os
 import struct
-import zlib
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from pydicom.dataset import Dataset
-from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
+from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from daemon.errors import SpoolError
+from adapters.bounded import BoundedReader
+from daemon.attributes import parsing, read_start
 
 # Ours, in the form of PS3.5 B.2; it never changes with the version.
 IMPLEMENTATION_CLASS_UID = "2.25.104158263548112873908129943171853490113"
@@ -22,9 +22,6 @@ _SOP_CLASS = Tag(0x0008, 0x0016)
 _SOP_INSTANCE = Tag(0x0008, 0x0018)
 _STUDY = Tag(0x0020, 0x000D)
 _SERIES = Tag(0x0020, 0x000E)
-# Enough of a deflated data set for its UIDs, and a limit against one that inflates without end.
-_DEFLATED_BYTES = 1024 * 1024
-_INFLATED_BYTES = 8 * 1024 * 1024
 
 
 class Uids(NamedTuple):
@@ -68,26 +65,23 @@ def read_file_header(path: Path) -> tuple[Header, int]:
     SpoolError
         The file cannot be parsed as far as the UIDs.
     """
-    try:
-        with path.open("rb") as stream:
-            read_preamble(stream, force=False)
-            meta = _read_file_meta_info(stream)
-            offset = stream.tell()
-            syntax = str(meta.TransferSyntaxUID)
-            return (
-                Header(
-                    **_read_start(stream, syntax)._asdict(),
-                    transfer_syntax_uid=syntax,
-                    calling_ae=str(meta.get("SourceApplicationEntityTitle", "") or ""),
-                ),
-                offset,
-            )
-    # A parser fed with hostile bytes fails in many ways, RecursionError and MemoryError among them.
-    except Exception as error:
-        raise SpoolError(f"the data set cannot be parsed ({type(error).__name__})") from error
+    with parsing(), FileIO(os.fspath(path)) as raw:
+        size = os.fstat(raw.fileno()).st_size
+        stream = BoundedReader(raw, size)
+        read_preamble(stream, force=False)
+        meta = _read_file_meta_info(stream)
+        offset = stream.tell()
+        syntax = str(meta.TransferSyntaxUID)
+        raw.seek(offset)
+        header = Header(
+            **_read_start(raw, size, syntax)._asdict(),
+            transfer_syntax_uid=syntax,
+            calling_ae=str(meta.get("SourceApplicationEntityTitle", "") or ""),
+        )
+    return header, offset
 
 
-def read_uids(stream: BinaryIO, transfer_syntax_uid: str) -> Uids:
+def read_uids(stream: BytesIO, transfer_syntax_uid: str) -> Uids:
     """Read the UIDs of a data set from its start.
 
     Raises
@@ -95,34 +89,14 @@ def read_uids(stream: BinaryIO, transfer_syntax_uid: str) -> Uids:
     SpoolError
         It cannot be parsed as far as the UIDs.
     """
-    try:
-        return _read_start(stream, transfer_syntax_uid)
-    # As above: hostile bytes.
-    except Exception as error:
-        raise SpoolError(f"the data set cannot be parsed ({type(error).__name__})") from error
+    with parsing():
+        return _read_start(stream, len(stream.getbuffer()), transfer_syntax_uid)
 
 
-def _read_start(stream: BinaryIO, transfer_syntax_uid: str) -> Uids:
-    cut = False
-    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        stream = BytesIO(inflate.decompress(stream.read(_DEFLATED_BYTES), _INFLATED_BYTES))
-        cut = bool(inflate.unconsumed_tail)
-    ds = read_dataset(
-        stream,
-        is_implicit_VR=transfer_syntax_uid == ImplicitVRLittleEndian,
-        is_little_endian=transfer_syntax_uid != ExplicitVRBigEndian,
-        stop_when=_after_series,
-        specific_tags=[_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES],
-    )
-    uids = Uids(_uid(ds, _SOP_CLASS), _uid(ds, _SOP_INSTANCE), _uid(ds, _STUDY), _uid(ds, _SERIES))
-    if cut and not uids.series_instance_uid:
-        raise EOFError  # what is missing may lie behind what we are ready to inflate
-    return uids
-
-
-def _after_series(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return bool(tag > _SERIES)
+def _read_start(raw: FileIO | BytesIO, size: int, transfer_syntax_uid: str) -> Uids:
+    wanted = (_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES)
+    ds = read_start(raw, size, transfer_syntax_uid, wanted)
+    return Uids(*(_uid(ds, tag) for tag in wanted))
 
 
 def _uid(ds: Dataset, tag: BaseTag) -> str:

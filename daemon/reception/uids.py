@@ -66,7 +66,7 @@ def _walk(data: memoryview, implicit: bool) -> Uids:
             raise _Unclear
         last = tag
         if tag in found:
-            value = bytes(data[at : at + length])
+            value = bytes(data[at : at + min(length, 66)])
             if length > 65 or not _PLAIN.fullmatch(value) or (vr and vr != b"UI"):
                 raise _Unclear
             found[tag] = value.rstrip(b"\x00").decode()

@@ -102,9 +102,10 @@ def chronicle_of(desk: Desk, uid: str) -> Chronicle:
     verdicts = desk.verdicts.newest(uid)
     corrections = desk.corrections.received(uid)
     reports = [result.path for result in results if result.kind == "SR"]
+    read = assess_all(corrections[::-1], desk.spool.path, reports)
     assessed = {
         tracking: (came, verdict)
-        for came, assessment in assess_all(corrections[::-1], desk.spool.path, reports)
+        for came, assessment in read
         for tracking, verdict in assessment.verdicts.items()
     }
     findings = [
@@ -122,10 +123,7 @@ def chronicle_of(desk: Desk, uid: str) -> Chronicle:
         events=sorted(
             [
                 *_events(desk, study, scores, results, deliveries, list(verdicts.values())),
-                *(
-                    Event(c.received_at, "ok", f"{c.kind} by a person came back from {c.calling_ae}")
-                    for c in corrections
-                ),
+                *(_came_back(came, assessment.reason) for came, assessment in read),
             ],
             key=lambda event: event.at,
         ),
@@ -135,6 +133,13 @@ def chronicle_of(desk: Desk, uid: str) -> Chronicle:
         results=results,
         deliveries=deliveries,
     )
+
+
+def _came_back(came: Correction, reason: str) -> Event:
+    text = f"{came.kind} by a person came back from {came.calling_ae}"
+    if reason:
+        return Event(came.received_at, "warn", f"{text} and is not used: {reason}")
+    return Event(came.received_at, "ok", text)
 
 
 def _found(

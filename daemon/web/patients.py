@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom import Dataset
+
+from daemon.attributes import attributes
+from daemon.errors import SpoolError
 
 _TAGS = [
     "PatientName",
@@ -81,10 +83,12 @@ class Patients:
 
     def _read(self, path: Path) -> Header:
         try:
-            ds = dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-        except (InvalidDicomError, OSError, ValueError, KeyError):
-            return Header()  # what is damaged or pruned has no header to show
+            with attributes(path, _TAGS) as ds:
+                return self._shown(ds)
+        except SpoolError:
+            return Header()  # what is damaged, hostile or pruned has no header to show
 
+    def _shown(self, ds: Dataset) -> Header:
         def text(keyword: str) -> str:
             try:
                 return str(ds.get(keyword) or "")[:128]
