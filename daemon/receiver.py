@@ -4,6 +4,7 @@ The bytes of a data set go to the spool as they arrive, whatever its size; nothi
 beyond the UIDs. Statuses: PS3.4 B.2.3. Rejections: PS3.8 table 9-21.
 """
 
+import logging
 import ssl
 import threading
 import time
@@ -20,11 +21,12 @@ from daemon.audit import Trail, no_trail
 from daemon.commitment_service import CommitmentService
 from daemon.connections import Waiting, end
 from daemon.doorstep import Request
+from daemon.errors import DatabaseError
 from daemon.incoming import IncomingProvider, set_no_delay
 from daemon.index import Index
 from daemon.limits import LimitError, Limits, plain_address
 from daemon.listeners import Listeners
-from daemon.log import event
+from daemon.log import event, pseudonym
 from daemon.reception.choice import fast_reception
 from daemon.reception.provider import FastProvider
 from daemon.requestor import Destination
@@ -213,12 +215,27 @@ class Receiver:
             self._finish(assoc, tally, still_sent)
 
     def _finish(self, assoc: Association, tally: Tally, still_sent: set[str]) -> None:
-        if self._close_at_release and tally.outcome == "released" and tally.studies - still_sent:
-            self._index.mark_association_released(tally.studies - still_sent)
+        # Line and audit first: what was acknowledged is told, whatever becomes of the rest.
         tally.write(assoc, self._key)
         requestor: Any = assoc.requestor
         calling_ae = requestor.primitive.calling_ae_title if requestor.primitive else ""
         self._trail.received(calling_ae, requestor.address_info.address, tally.transfers(self._spool))
+        due = tally.studies - still_sent
+        if due and self._close_at_release and tally.outcome == "released":
+            self._mark_released(due)
+
+    def _mark_released(self, studies: set[str]) -> None:
+        """Make studies due; with the database away they are due after their quiet time instead."""
+        try:
+            self._index.mark_association_released(studies)
+        except DatabaseError as error:
+            event(
+                "release not marked",
+                level=logging.ERROR,
+                studies=",".join(sorted(pseudonym(uid, self._key) for uid in studies)),
+                outcome="due after study.quiet_s",
+                reason=str(error),
+            )
 
     def alarm(self, address: str, error: LimitError) -> None:
         """Audit a peer that TLS did not let in."""

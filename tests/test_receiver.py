@@ -1,15 +1,18 @@
 """The receiver, with DCMTK's clients and hostile peers: every Success is durable and byte-identical."""
 
 import io
+import logging
 import os
 import random
 import re
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pydicom
@@ -21,6 +24,8 @@ from pynetdicom import AE, build_context, build_role
 
 from daemon import commitment, dimse
 from daemon.admission import Peer
+from daemon.audit import Trail
+from daemon.audit_message import Origin
 from daemon.index import Index
 from daemon.limits import Limits
 from daemon.receiver import Receiver
@@ -426,6 +431,29 @@ def test_a_release_makes_the_study_due_when_the_setting_says_so(tmp_path: Path) 
             wait_for(lambda: node.receiver.associations == 1)
             assert node.index.due_studies(time.time(), 60.0) == []
         wait_for(lambda: len(node.index.due_studies(time.time(), 60.0)) == 1)
+
+
+@pytest.mark.parametrize("reception", ["fast", "stock"])
+def test_a_release_without_the_database_is_told_and_audited(
+    tmp_path: Path, reception: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What was acknowledged has its line and audit message; the mark that failed is a line of the log."""
+    caplog.set_level(logging.INFO, "daemon")
+    audited: list[str] = []
+    output = SimpleNamespace(write=audited.append, close=lambda: None)
+    trail = Trail(Origin("ANOMALYD@host"), "receive", "ANOMALYD", "host", [output])
+    with running(tmp_path, close_at_release=True, reception=reception, trail=trail) as node:
+        with association(node) as assoc:
+            assert store_raw(assoc, encoded(), str(ct_series()[0].SOPInstanceUID)) == 0
+            wait_for(lambda: len(node.instances()) == 1)
+            with closing(sqlite3.connect(tmp_path / "index.db")) as database:
+                database.execute("ALTER TABLE pacs_studies RENAME TO away")
+        wait_for(lambda: node.receiver.associations == 0)
+    lines = {r.getMessage(): r.__dict__["fields"] for r in caplog.records if hasattr(r, "fields")}
+    assert lines["association"]["outcome"] == "released" and lines["association"]["instances"] == 1
+    assert "the database does not answer" in lines["release not marked"]["reason"]
+    assert [message.count("110104") for message in audited] == [1]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_stop_lets_an_open_association_finish(tmp_path: Path) -> None:
