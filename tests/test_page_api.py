@@ -122,8 +122,14 @@ def test_sign_in_leads_to_pages_of_ours_only(page_site: PageSite) -> None:
 
 def test_every_answer_carries_the_headers(page_site: PageSite) -> None:
     """Pages, pictures, errors and the API forbid foreign content, framing, sniffing and caching."""
-    for path in ("/", "/login", "/nothing", "/api/now", "/static/app.css", "/healthz"):
-        headers = page_site.ask(path, "vera").headers
+    study = page_site.ask(f"/api/studies/{page_site.scored[0]}", "vera").json()
+    score = study["series"][0]["scores"][0]
+    series = f"/studies/{page_site.scored[0]}/{score['revision']}/{score['group_key']}"
+    pictures = tuple(f"{series}/{name}" for name in ("view", "0.jpg", "0.png", "view.json"))
+    for path in ("/", "/login", "/nothing", "/api/now", "/static/app.css", "/healthz", *pictures):
+        answer = page_site.ask(path, "vera")
+        assert answer.status == (404 if path == "/nothing" else 303 if path == "/login" else 200), path
+        headers = answer.headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy
         assert "frame-ancestors 'none'" in policy and "form-action 'self'" in policy

@@ -1,4 +1,7 @@
-"""Slices and heat maps as pictures; a frame of a revision never changes, so the browser keeps it."""
+"""Slices and heat maps as pictures, for the viewer's own memory: a browser must not keep them.
+
+A workstation is shared, and what a browser keeps outlives the sign-out.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ from daemon.web.desk import Desk, TheDesk, Viewer
 
 router = APIRouter(include_in_schema=False)
 
-_KEEP = {"cache-control": "private, max-age=86400, immutable"}
 _QUALITY = 92
 _LARGEST_PX = 1024
 # A decoder at work uses one core; the others are for reception.
@@ -47,7 +49,7 @@ def picture(
     image.thumbnail((_LARGEST_PX, _LARGEST_PX), Image.Resampling.BILINEAR)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=_QUALITY)
-    return Response(out.getvalue(), media_type="image/jpeg", headers=_KEEP)
+    return Response(out.getvalue(), media_type="image/jpeg")
 
 
 @router.get("/studies/{uid}/{revision}/{key}/{frame}.png")
@@ -59,7 +61,7 @@ def heat_map(
     content = desk.views.read_map(uid, revision, key, frame)
     if content is None:
         raise HTTPException(404, "this slice was not scored")
-    return Response(content, media_type="image/png", headers=_KEEP)
+    return Response(content, media_type="image/png")
 
 
 @router.get("/studies/{uid}/{revision}/{key}/view.json")

@@ -66,7 +66,9 @@ def viewer(
 
 @router.get("/studies/{uid}/results/{sop}.dcm")
 def download(request: Request, desk: TheDesk, visitor: Viewer, uid: str, sop: str) -> Response:
-    """A SEG or SR as it was sent."""
+    """A SEG or SR as it was sent, with the patient's name and ID in it."""
+    if not desk.patients.show:
+        raise HTTPException(403, "results hold the patient's name and ID, which web.show_patient_names hides")
     for result in desk.index.results_of(uid):
         if result.sop_instance_uid == sop:
             path = desk.spool.path(result.path)
