@@ -13,8 +13,9 @@ from fastapi.responses import StreamingResponse
 _EVERY_S = 1.5
 # A browser that hears nothing for three times as long says so (app.js).
 _ALIVE_S = 10.0
-# Then the browser connects again, and is asked again who it is.
+# Then the browser connects again, after _AGAIN_MS, and is asked again who it is.
 _STREAM_S = 300.0
+_AGAIN_MS = 1000
 
 
 def live(request: Request, content: Callable[[], str]) -> StreamingResponse:
@@ -36,13 +37,12 @@ def live(request: Request, content: Callable[[], str]) -> StreamingResponse:
 
 async def _changes(request: Request, content: Callable[[], str]) -> AsyncIterator[str]:
     ends, before, said = time.monotonic() + _STREAM_S, "", 0.0
-    yield "retry: 1000\n\n"
     while time.monotonic() < ends and not await request.is_disconnected():
         html = await asyncio.to_thread(content)
         if html != before:
             before, said = html, time.monotonic()
-            yield f"event: content\ndata: {json.dumps(html)}\n\n"
+            yield f"event: content\ndata: {json.dumps(html)}\nretry: {_AGAIN_MS}\n\n"
         elif time.monotonic() - said >= _ALIVE_S:
             said = time.monotonic()
-            yield "event: alive\ndata:\n\n"
+            yield "event: alive\ndata: 1\n\n"
         await asyncio.sleep(_EVERY_S)
