@@ -16,6 +16,7 @@ from open_clip.transformer import VisionTransformer
 from adapters.blocks import HalfBlock, half_blocks
 from adapters.device import resolve_device, resolve_precision
 from adapters.errors import BackboneError
+from adapters.hub import cached, download
 from adapters.weights import read_weights, seed_weights, state_sha256
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -261,13 +262,14 @@ def _fetch(spec: BackboneSpec) -> dict[str, torch.Tensor]:
         raise BackboneError(
             f"model.weights {spec.weights!r} is neither a file nor a tag of model {spec.model!r}"
         )
-    if not spec.allow_download:
+    path = cached(spec.model, spec.weights)
+    if path is None and not spec.allow_download:
         raise BackboneError(
-            f"weights {spec.weights!r} of model {spec.model!r} would have to be downloaded. Allow that, or "
-            f"download them on another machine, copy the file here and set model.weights to its path"
+            f"weights {spec.weights!r} of model {spec.model!r} are not in open_clip's cache. Allow their "
+            f"download (model.allow_download), or download them on another machine, copy the file here and set "
+            f"model.weights to its path"
         )
-    clip = open_clip.create_model(spec.model, pretrained=spec.weights)
-    return dict(clip.state_dict())
+    return read_weights(path or download(spec.model, spec.weights), spec.sha256)
 
 
 def _build(spec: BackboneSpec) -> CLIP:

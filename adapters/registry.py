@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -32,6 +33,22 @@ class Entry:
     promoted: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A file that is named like a bundle and cannot be read as one.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    reason
+        What is wrong with it.
+    """
+
+    path: Path
+    reason: str
+
+
 def store(folder: Path, bundle: AdapterBundle) -> Path:
     """Write a bundle into the folder under its name and version; it serves only once promoted."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,16 +56,13 @@ def store(folder: Path, bundle: AdapterBundle) -> Path:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """List the readable bundles of a folder by name and version.
+    """List the readable bundles of a folder by name and version; :func:`damaged` lists the others."""
+    return _look(folder)[0]
 
-    Raises
-    ------
-    BundleError
-        A file is damaged, or is no bundle.
-    """
-    state = _read(folder)
-    found = [(path, load_bundle(path)) for path in sorted(folder.glob(f"*{SUFFIX}"))]
-    return [Entry(path, b.name, b.version, state.get(b.name, [""])[-1] == b.version) for path, b in found]
+
+def damaged(folder: Path) -> list[Damaged]:
+    """List what cannot be read: copied in part, changed, or no bundle. It stops no other from serving."""
+    return _look(folder)[1]
 
 
 def select(folder: Path, name: str) -> AdapterBundle:
@@ -59,6 +73,7 @@ def select(folder: Path, name: str) -> AdapterBundle:
     BundleError
         There is none, or several and none is promoted.
     """
+    _check_promoted(folder, name)
     here = [entry for entry in entries(folder) if entry.name == name]
     promoted = [entry for entry in here if entry.promoted]
     if promoted:
@@ -104,11 +119,19 @@ def roll_back(folder: Path, name: str) -> str:
 
 
 def current(folder: Path) -> dict[str, str]:
-    """Return the version that serves each name: the promoted one, or the only one there is."""
+    """Return the version that serves each name: the promoted one, or the only one there is.
+
+    Raises
+    ------
+    BundleError
+        A promoted one is damaged: nothing else may serve in its place.
+    """
     versions: dict[str, list[Entry]] = {}
     for entry in entries(folder):
         versions.setdefault(entry.name, []).append(entry)
     state = _read(folder)
+    for name in state:
+        _check_promoted(folder, name)
     chosen = {}
     for name, here in versions.items():
         promoted = [entry.version for entry in here if entry.promoted]
@@ -153,6 +176,38 @@ def remove(folder: Path, version: str) -> Entry:
         _write(folder, state | {entry.name: history})
     entry.path.unlink()
     return entry
+
+
+def _look(folder: Path) -> tuple[list[Entry], list[Damaged]]:
+    state = _read(folder)
+    sound, broken = [], []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            status = path.stat()
+            name, version = _identity(path, status.st_mtime_ns, status.st_size)
+        except FileNotFoundError:
+            continue
+        except BundleError as error:
+            broken.append(Damaged(path, str(error)))
+            continue
+        sound.append(Entry(path, name, version, state.get(name, [""])[-1] == version))
+    return sound, broken
+
+
+@functools.lru_cache(maxsize=256)
+def _identity(path: Path, mtime_ns: int, size_bytes: int) -> tuple[str, str]:
+    """Name and version; the version is a hash of the file, which is read once while it stays the same."""
+    bundle = load_bundle(path)
+    return bundle.name, bundle.version
+
+
+def _check_promoted(folder: Path, name: str) -> None:
+    """Raise if the version that serves a name is damaged."""
+    version = _read(folder).get(name, [""])[-1]
+    file = f"{name}-{version}{SUFFIX}"
+    for item in damaged(folder) if version else ():
+        if item.path.name == file:
+            raise BundleError(f"{item.reason}; bundle {name} {version} is in use: import it again")
 
 
 def _read(folder: Path) -> dict[str, list[str]]:

@@ -6,15 +6,18 @@ python -m benchmarks.fuzz --minutes 30
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import tempfile
 import time
 import warnings
 from collections import Counter
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+from benchmarks.machine import describe, sentence
+from benchmarks.report import write_section
 from daemon.errors import SpoolError
 from daemon.part10 import read_file_header
 from daemon.study import assemble
@@ -69,10 +72,13 @@ def main() -> None:
     if not files:
         raise SystemExit("fuzz: no DICOM files; set DICOM_ZOO")
     warnings.simplefilter("ignore")
-    record = run([path.read_bytes() for path in files], options.minutes * 60.0, options.seed)
-    print(json.dumps(record, indent=2))
+    machine = describe()
+    found = run([path.read_bytes() for path in files], options.minutes * 60.0, options.seed)
+    record = {"date": date.today().isoformat(), "machine": machine, **found}
+    text = _markdown(record)
+    print(text)
     if not options.no_write:
-        (Path(__file__).parent / "results" / "fuzz.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_section("fuzz", text, record)
 
 
 def run(corpus: list[bytes], seconds: float, seed: int) -> dict[str, object]:
@@ -81,10 +87,10 @@ def run(corpus: list[bytes], seconds: float, seed: int) -> dict[str, object]:
     Returns
     -------
     dict
-        How many files, what became of them, the slowest in seconds.
+        How many files, what became of them, the slowest in seconds and its seed.
     """
     outcomes: Counter[str] = Counter()
-    slowest = 0.0
+    slowest, slowest_seed = 0.0, seed
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mutated.dcm"
@@ -97,7 +103,7 @@ def run(corpus: list[bytes], seconds: float, seed: int) -> dict[str, object]:
             except BaseException:
                 print(f"seed {seed} breaks it")
                 raise
-            slowest = max(slowest, time.monotonic() - before)
+            slowest, slowest_seed = max((slowest, slowest_seed), (time.monotonic() - before, seed))
             seed += 1
     return {
         "files": outcomes.total(),
@@ -105,6 +111,7 @@ def run(corpus: list[bytes], seconds: float, seed: int) -> dict[str, object]:
         "corpus_files": len(corpus),
         "seconds": round(time.monotonic() - started, 1),
         "slowest_s": round(slowest, 3),
+        "slowest_seed": slowest_seed,
     }
 
 
@@ -117,6 +124,20 @@ def _feed(path: Path) -> str:
         study, outcome = header.study_instance_uid, "stored"
     found = assemble(study, [path], max_frame_pixels=1 << 24, max_study_frames=1_000)
     return f"{outcome}, {'scorable' if found.groups else 'refused'}"
+
+
+def _markdown(record: dict[str, Any]) -> str:
+    outcomes = record["outcomes"]
+    lines = [
+        f"{record['files']:,} mutations of {record['corpus_files']} files in {record['seconds']:.0f} s; "
+        f"nothing broke. {sentence(record)}",
+        "",
+        "| stored as an instance? scorable? | files |",
+        "|---|---:|",
+        *(f"| {name} | {outcomes[name]:,} |" for name in sorted(outcomes)),
+        f"| slowest file, s (seed {record['slowest_seed']}) | {record['slowest_s']} |",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def run_checks(settings: Settings, path: Path | None) -> Iterator[CheckItem]:
     yield from _guarded("database", lambda: _database(settings))
     yield from _guarded_all("journal", lambda: _journal(settings))
     yield from _guarded("model", lambda: _model(settings))
+    yield from _guarded_all("bundles", lambda: _bundles(settings))
     yield from _guarded_all("certificates", lambda: _certificates(settings))
     if not settings.destinations:
         yield CheckItem("warning", "destinations", "none: results stay in data_dir; add [[destinations]]")
@@ -70,7 +71,7 @@ def _certificates(settings: Settings) -> list[CheckItem]:
 def _guarded_all(what: str, look: Callable[[], list[CheckItem]]) -> Iterator[CheckItem]:
     try:
         yield from look()
-    except DaemonError as error:
+    except (DaemonError, AdapterError) as error:
         yield CheckItem("error", what, str(error))
 
 
@@ -140,6 +141,25 @@ def _model(settings: Settings) -> CheckItem:
     if not settings.model.weights:
         return CheckItem("warning", "model", f"{text}: the backbone's weights are random (demo only)")
     return CheckItem("ok", "model", text)
+
+
+def _bundles(settings: Settings) -> list[CheckItem]:
+    """Damaged files, and candidates that a rule names and that are not there: neither stops scoring."""
+    from adapters import registry
+
+    folder = settings.bundles_dir
+    if not folder.is_dir():
+        return []
+    items = [
+        CheckItem("warning", "bundles", f"{item.reason}; remove it from data_dir/bundles, or import it again")
+        for item in registry.damaged(folder)
+    ]
+    there = {f"{entry.name}@{entry.version}" for entry in registry.entries(folder)}
+    return items + [
+        CheckItem("warning", "bundles", f"shadow {rule.shadow} of rule {rule.name} is not there")
+        for rule in settings.rules
+        if rule.shadow and rule.shadow not in there
+    ]
 
 
 def _peer(peer: PeerSettings, settings: Settings) -> CheckItem:

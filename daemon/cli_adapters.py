@@ -38,6 +38,8 @@ def list_bundles(settings: SettingsOption = None) -> None:
 
     options, _ = load(settings)
     found = registry.entries(options.bundles_dir)
+    for item in registry.damaged(options.bundles_dir):
+        out.print(f"{item.reason}: remove the file, or import it again", style="yellow", highlight=False)
     if not found:
         out.print("no bundles yet: `daemon train`, or `daemon adapters import FILE`")
         return
@@ -132,7 +134,11 @@ def remove(version: VersionArgument, settings: SettingsOption = None) -> None:
     from adapters import registry
 
     options, _ = load(settings)
-    entry = registry.remove(options.bundles_dir, version)
+    entry = registry.find(options.bundles_dir, version)
+    for rule in options.rules:
+        if rule.shadow == f"{entry.name}@{entry.version}":
+            raise SettingsError(f"rule {rule.name} of settings.toml has it as its shadow: change that first")
+    registry.remove(options.bundles_dir, entry.version)
     out.print(f"{entry.name} {entry.version} is deleted")
 
 

@@ -45,15 +45,16 @@ def load_configured_backbone(options: Settings, image_size_px: int = 0) -> Backb
     return load_backbone(spec, options.model.device, options.model.precision)
 
 
-def normalisation(window: str, backbone: Backbone) -> Normalisation:
-    """How pixels become [0, 1]: the object's own window, or the one that was asked for."""
+def normalisation(window: str, backbone: Backbone | None) -> Normalisation:
+    """How pixels become [0, 1]: the object's own window, or the one that was asked for; None: for no model."""
     from adapters.slices import Normalisation
 
+    size_px = Normalisation("object").size_px if backbone is None else backbone.image_size_px
     if not window:
-        return Normalisation(kind="object", size_px=backbone.image_size_px)
+        return Normalisation(kind="object", size_px=size_px)
     try:
         low, high = (float(part) for part in window.split(","))
-        return Normalisation(kind="window", low=low, high=high, size_px=backbone.image_size_px)
+        return Normalisation(kind="window", low=low, high=high, size_px=size_px)
     except ValueError as error:
         raise SettingsError(
             f'--window {window!r}: give two numbers, LOW,HIGH ("-160,240"): {error}'

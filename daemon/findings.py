@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from daemon.study import FrameGroup
 
+# Distances that are looked at together: 8 MB.
+_PAIRS = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -61,6 +64,7 @@ def find(
     minimum_voxels: int,
     minimum_volume_mm3: float,
     maximum_findings: int = 20,
+    flagged: Sequence[bool] | None = None,
     uid_for: Callable[[int], str],
 ) -> tuple[Finding, ...]:
     """Find connected regions of high score: 26-connected in a volume, 8-connected per projection.
@@ -77,6 +81,9 @@ def find(
         Smaller regions are dropped; the volume counts only where the group is a volume with spacing.
     maximum_findings
         So many are kept, by peak score.
+    flagged
+        Per frame, whether its score reaches the slice threshold, at which the rate of false alarms was
+        calibrated: a region is a finding only if it reaches into such a frame. None: all are.
     uid_for
         Gives the tracking UID of a finding's number.
 
@@ -91,13 +98,19 @@ def find(
     """
     if len(maps) != len(group.frames) or maps[0].shape != (group.rows, group.columns):
         raise ValueError("one score map of the group's rows × columns is needed per frame")
+    flags = [True] * len(maps) if flagged is None else list(flagged)
+    if len(flags) != len(maps):
+        raise ValueError("one flag is needed per frame")
     spans = [range(len(maps))] if group.is_volume else [range(i, i + 1) for i in range(len(maps))]
     smallest = max(1, minimum_voxels)
     voxel_mm3 = _voxel_mm3(group)
     if voxel_mm3 is not None:
         smallest = max(smallest, math.ceil(minimum_volume_mm3 / voxel_mm3 - 1e-9))
     regions = [
-        region for span in spans for region in _regions(maps, span, threshold, smallest, maximum_findings)
+        region
+        for span in spans
+        if any(flags[i] for i in span)
+        for region in _regions(maps, span, flags, threshold, smallest, maximum_findings)
     ]
     regions.sort(key=lambda region: (-region.peak, -region.voxels, region.origin))
     return tuple(
@@ -146,11 +159,12 @@ def _box(
 def _regions(
     maps: Sequence[NDArray[np.float32]] | NDArray[np.float32],
     span: range,
+    flags: Sequence[bool],
     threshold: float,
     smallest: int,
     most: int,
 ) -> list[_Region]:
-    """Connected regions of one span of frames, the `most` strongest of at least `smallest` voxels."""
+    """Flagged regions of one span of frames, the `most` strongest of at least `smallest` voxels."""
     box = _box(maps, span, threshold)
     if box is None:
         return []
@@ -160,7 +174,11 @@ def _regions(
     image = itk.ConnectedComponent(itk.GetImageFromArray(above), True)
     labels = itk.GetArrayViewFromImage(image)
     counts, sums, peaks = _statistics(labels, maps, box)
-    kept = np.flatnonzero(counts >= smallest)
+    reached = np.zeros(counts.size, dtype=bool)
+    for i, plane in enumerate(labels):
+        if flags[z.start + i]:
+            reached[np.unique(plane)] = True
+    kept = np.flatnonzero((counts >= smallest) & reached)
     kept = kept[np.lexsort((kept, -counts[kept], -peaks[kept]))][:most]
     # Boxes of the few that are kept: a noisy map has a million regions of one voxel.
     small = np.zeros(counts.size, dtype=np.uint8 if most < 256 else np.uint32)
@@ -229,4 +247,7 @@ def _diameter_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float]) -> fl
     last = mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
     y = np.concatenate([rows, rows, rows + 1, rows + 1]) * spacing_mm[0]
     x = np.concatenate([first, last, first, last]) * spacing_mm[1]
-    return float(np.sqrt(np.max((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2)))
+    # Part by part: all pairs of a mammogram's lesion at once would be gigabytes.
+    step = max(1, _PAIRS // y.size)
+    parts = (slice(i, i + step) for i in range(0, y.size, step))
+    return float(np.sqrt(max(np.max((y[p, None] - y) ** 2 + (x[p, None] - x) ** 2) for p in parts)))

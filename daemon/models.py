@@ -26,6 +26,8 @@ def backbone_spec(settings: ModelSettings) -> BackboneSpec:
         sha256=settings.weights_sha256,
         seed=settings.seed,
         allow_download=settings.allow_download,
+        quick_gelu=settings.backbone.endswith("-quickgelu"),
+        image_size_px=settings.image_size_px,
     )
 
 

@@ -245,19 +245,21 @@ def _analysis(
     settings: Settings,
 ) -> Analysis:
     bundle = scorer.bundle
+    slice_scores = tuple(
+        scores[key].score if (key := (frame.sop_instance_uid, frame.frame_number)) in scores else None
+        for frame in group.frames
+    )
     analysis = Analysis(
         group=group,
         scored=len(scores),
         total=len(group.frames),
         findings=(),
-        slice_scores=tuple(
-            scores[key].score if (key := (frame.sop_instance_uid, frame.frame_number)) in scores else None
-            for frame in group.frames
-        ),
+        slice_scores=slice_scores,
         bundle_name=bundle.name,
         bundle_version=bundle.version,
         backbone_name=str(bundle.backbone["model"]),
         threshold=bundle.threshold,
+        slice_threshold=bundle.slice_threshold,
     )
     found = find(
         maps,
@@ -266,6 +268,7 @@ def _analysis(
         minimum_voxels=settings.findings.minimum_voxels,
         minimum_volume_mm3=settings.findings.minimum_volume_mm3,
         maximum_findings=settings.findings.maximum_findings,
+        flagged=[score is not None and score >= bundle.slice_threshold for score in slice_scores],
         uid_for=lambda number: tracking_uid(job, analysis.model, group, number),
     )
     return replace(analysis, findings=found)

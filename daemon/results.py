@@ -34,6 +34,8 @@ class Analysis:
         The model; the version is the bundle's content hash.
     threshold
         Score from which a voxel belongs to a finding.
+    slice_threshold
+        Score that a slice must reach for a region in it to be a finding.
     """
 
     group: FrameGroup
@@ -45,6 +47,7 @@ class Analysis:
     bundle_version: str
     backbone_name: str
     threshold: float
+    slice_threshold: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse counts that contradict each other."""

@@ -120,6 +120,7 @@ class ModelSettings(Section):
     weights: str = ""
     weights_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     allow_download: bool = False
+    image_size_px: Annotated[int, Field(ge=0, le=2048)] = 0
     seed: int = 0
     bundle: str = ""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

@@ -5,13 +5,16 @@ The versions are fixed when the revision is opened, so that a promotion in mid-s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from adapters.bundle import AdapterBundle
+from adapters.errors import AdapterError
 from adapters.score import SliceScore
 from adapters.slices import Slice
+from daemon.log import event
 from daemon.rules import choose
 from daemon.sections import RuleSettings
 from daemon.study import FrameGroup
@@ -101,10 +104,22 @@ class ByRules:
         version = self.versions.get(rule.bundle)
         if not version:
             return Choice(None, reason=f"bundle {rule.bundle} of rule {rule.name} is not in use: promote it")
+        return _fitting(self.load(version), group, self._shadow(rule, group, version), f"rule {rule.name}")
+
+    def _shadow(self, rule: RuleSettings, group: FrameGroup, version: str) -> Scorer | None:
+        """The rule's candidate; one that is gone, damaged or of another kind holds no study up."""
         candidate = rule.shadow.partition("@")[2]
         # A person may have asked for the candidate itself: it need not stand beside itself.
-        shadow = self.load(candidate) if candidate and candidate != version else None
-        return _fitting(self.load(version), group, shadow, f"rule {rule.name}")
+        if not candidate or candidate == version:
+            return None
+        try:
+            choice = _fitting(self.load(candidate), group, None, "")
+            reason = choice.reason
+        except AdapterError as error:
+            choice, reason = Choice(None), str(error)
+        if choice.scorer is None:
+            event("shadow left out", level=logging.WARNING, rule=rule.name, shadow=rule.shadow, reason=reason)
+        return choice.scorer
 
 
 def _fitting(scorer: Scorer, group: FrameGroup, shadow: Scorer | None, why: str) -> Choice:

@@ -210,6 +210,9 @@ def _series_group(
         lesion, normality = codes.UNDETERMINED, codes.NORMALITY_UNDETERMINED
     elif analysis.findings:
         lesion, normality = codes.PRESENT, codes.ABNORMAL
+    elif analysis.scored < analysis.total:
+        # Nothing was found where it looked; of the rest nothing can be said.
+        lesion, normality = codes.UNDETERMINED, codes.NORMALITY_UNDETERMINED
     else:
         lesion, normality = codes.ABSENT, codes.NORMAL
     identifier = f"Series {source.group.modality}".strip()
@@ -237,6 +240,7 @@ def _algorithm(analysis: Analysis, job: Job) -> AlgorithmIdentification:
             f"bundle_version={analysis.bundle_version}",
             f"backbone={analysis.backbone_name}",
             f"threshold={analysis.threshold:.6g}",
+            f"slice_threshold={analysis.slice_threshold:.6g}",
         ],
     )
 

@@ -31,6 +31,8 @@ from daemon.outline import outline
 from daemon.results import Analysis, Job, ResultObject, SegmentReference
 from daemon.source import SECONDARY_CAPTURE_STORAGE, Source
 
+_MOST_CORNERS = 8_191
+
 MeasurementGroup = (
     PlanarROIMeasurementsAndQualitativeEvaluations
     | VolumetricROIMeasurementsAndQualitativeEvaluations
@@ -231,9 +233,26 @@ def _region(finding: Finding, source: Source) -> ImageRegion:
 
 
 def _corners(finding: Finding) -> NDArray[np.float64]:
-    """Outline of the largest slice on the full grid; traced in the crop, then moved."""
-    corners = outline(finding.mask[finding.largest_frame - finding.origin[0]])
+    """Outline of the largest slice on the full grid; traced in the crop, then moved.
+
+    An outline of more corners than Graphic Data can hold (two FL each in a length of 16 bits, PS3.5 7.1.2) is
+    that of ever coarser pixels, which cover the finding.
+    """
+    mask = finding.mask[finding.largest_frame - finding.origin[0]]
+    pixel, corners = 1, outline(mask)
+    while len(corners) > _MOST_CORNERS:
+        pixel *= 2
+        corners = np.minimum(outline(_coarse(mask, pixel)) * pixel, mask.shape[::-1])
     return corners + np.array([finding.origin[2], finding.origin[1]], dtype=np.float64)
+
+
+def _coarse(mask: NDArray[np.bool_], pixel: int) -> NDArray[np.bool_]:
+    """Mask of pixels ``pixel`` times as large that have any part of it."""
+    rows, columns = (-(-side // pixel) * pixel for side in mask.shape)
+    padded = np.zeros((rows, columns), dtype=bool)
+    padded[: mask.shape[0], : mask.shape[1]] = mask
+    blocks = padded.reshape(rows // pixel, pixel, columns // pixel, pixel)
+    return np.asarray(blocks.any(axis=(1, 3)))
 
 
 def _scores(finding: Finding) -> list[Measurement]:

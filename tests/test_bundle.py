@@ -186,6 +186,29 @@ def test_promotion_and_roll_back(bundle: AdapterBundle, tmp_path: Path) -> None:
         registry.promote(tmp_path, "brain", "0")
 
 
+def test_a_damaged_file_stops_no_other_bundle(bundle: AdapterBundle, tmp_path: Path) -> None:
+    """A file that was copied in part is listed as damaged; the bundle in use goes on serving."""
+    path = registry.store(tmp_path, bundle)
+    registry.promote(tmp_path, "brain", bundle.version)
+    (tmp_path / "half.safetensors").write_bytes(path.read_bytes()[:1000])
+    assert registry.current(tmp_path) == {"brain": bundle.version}
+    assert registry.select(tmp_path, "brain").version == bundle.version
+    (item,) = registry.damaged(tmp_path)
+    assert item.path.name == "half.safetensors"
+    assert "half.safetensors" in item.reason
+
+
+def test_nothing_serves_in_place_of_a_damaged_bundle(bundle: AdapterBundle, tmp_path: Path) -> None:
+    """When the promoted file itself is damaged that is said by name, and no other version steps in."""
+    registry.store(tmp_path, replace(bundle, threshold=0.7))
+    path = registry.store(tmp_path, bundle)
+    registry.promote(tmp_path, "brain", bundle.version)
+    path.write_bytes(path.read_bytes()[:1000])
+    for look in (registry.current, lambda folder: registry.select(folder, "brain")):
+        with pytest.raises(BundleError, match=f"brain {bundle.version} is in use: import it again"):
+            look(tmp_path)
+
+
 def test_a_version_in_use_cannot_be_removed(bundle: AdapterBundle, tmp_path: Path) -> None:
     """Only a version that serves nothing is deleted; what serves is named by `current`."""
     second = replace(bundle, threshold=0.7)

@@ -1,11 +1,13 @@
 """Regions of high score, their measurements and their outlines."""
 
+import resource
+
 import numpy as np
 import pytest
 from analyses import make_group
 from factories import ct_series, dx, mr_series, us_cine
 
-from daemon.findings import find
+from daemon.findings import _diameter_mm, find
 from daemon.outline import outline, outlines
 
 
@@ -103,6 +105,17 @@ def test_only_so_many_findings_are_kept(volume):
     assert [round(finding.peak, 2) for finding in findings] == [0.8, 0.75]
 
 
+def test_a_region_counts_where_a_slice_was_flagged(volume):
+    """Whole regions that reach into a flagged slice are findings; those of other slices are none."""
+    maps = maps_of(volume)
+    maps[0:3, 2:6, 2:6] = 0.8
+    maps[4, 10:14, 10:14] = 0.9
+    flagged = [False, False, True, False, False, False]
+    (finding,) = found(maps, volume, flagged=flagged)
+    assert (finding.origin, finding.mask.shape) == ((0, 2, 2), (3, 4, 4))
+    assert found(maps, volume, flagged=[False] * 6) == ()
+
+
 def test_nothing_above_the_threshold_is_no_finding(volume):
     """An all-normal volume has no findings, nor has one that is not a number."""
     assert found(maps_of(volume), volume) == ()
@@ -148,3 +161,12 @@ def test_outlines_enclose_exactly_the_mask():
         signed = [np.sum(p[:-1, 0] * p[1:, 1] - p[1:, 0] * p[:-1, 1]) / 2 for p in loops]
         assert sum(signed) == mask.sum()
         assert all((p[0] == p[-1]).all() for p in loops)
+
+
+def test_the_diameter_of_a_mammogram_s_lesion_needs_little_memory() -> None:
+    """A region of 3,000 rows is measured right, in parts: all pairs at once would be gigabytes."""
+    rows, columns = np.ogrid[:3000, :3000]
+    disc = (rows - 1499.5) ** 2 + (columns - 1499.5) ** 2 <= 1500.0**2
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert _diameter_mm(disc, (0.1, 0.1)) == pytest.approx(300.0, abs=0.2)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000

@@ -26,6 +26,7 @@ from adapters.score import SliceScore
 from adapters.scorer import Scorer
 from adapters.slices import Normalisation, Slice, load_slice
 from daemon import pipeline
+from daemon.phantom import make_case, write_case
 from daemon.pipeline import StudyResult, analyse, score_group
 from daemon.results import ResultObject
 from daemon.serving import OneBundle
@@ -261,6 +262,22 @@ def test_a_blank_study_is_scored_and_finds_nothing(tmp_path: Path, real_scorer: 
     assert all(score is not None and np.isfinite(score) for score in analysis.slice_scores)
     assert [item.sop_class_uid == SEG for item in result.objects] == [False]
     assert "4 of 4" in _words(_report(result))
+
+
+def test_normal_patients_are_flagged_no_more_often_than_calibrated(
+    tmp_path: Path, real_scorer: Scorer
+) -> None:
+    """Of unseen normal cases no more have a finding than the slice threshold's rate makes likely."""
+    alpha = 1 / (1 + len(real_scorer.bundle.normal_scores))
+    count, flagged = 24, 0
+    for number in range(count):
+        case = make_case(700 + number, abnormal=False, slices=6, seed=5)
+        paths = write_case(case, tmp_path / str(number))
+        study = assemble(case.study_instance_uid, paths, max_frame_pixels=10**8, max_study_frames=10**4)
+        result = analyse(study, OneBundle(real_scorer), make_job(), Settings())
+        flagged += any(analysis.findings for analysis in result.analyses)
+    # The rate that the few held-out normals support, and four standard deviations of a binomial draw.
+    assert flagged <= count * alpha + 4 * (count * alpha * (1 - alpha)) ** 0.5
 
 
 def test_a_projection_is_found_in_its_own_pixels(tmp_path: Path, phantom_bundle: AdapterBundle) -> None:

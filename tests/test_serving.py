@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from peers import storescp, storescu
 from adapters import registry
 from adapters.backbone import BackboneSpec, load_backbone
 from adapters.bundle import AdapterBundle
+from adapters.errors import BundleError
 from adapters.scorer import Scorer
 from daemon.phantom import make_case, write_case
 from daemon.sections import RuleSettings
@@ -58,6 +59,29 @@ def test_a_series_that_no_rule_matches_is_refused(scorer: Scorer, group: FrameGr
     assert "no rule" in serving.choose(replace(group, modality="US")).reason
     assert serving.choose(group).reason == "bundle y of rule ct is not in use: promote it"
     assert ByRules(rules, {"y": "1"}, lambda _version: scorer).choose(group).scorer is scorer
+
+
+def test_a_shadow_that_cannot_be_used_holds_no_study_up(scorer: Scorer, group: FrameGroup) -> None:
+    """A candidate that is gone, or made for another modality, is left out; the bundle in use scores."""
+    rule = RuleSettings(name="ct", bundle="y", modality="CT", shadow="x@0123456789ab")
+    other = _Other(replace(scorer.bundle, modality="MR"))
+
+    def load(version: str) -> Scorer | _Other:
+        if version == "gone":
+            raise BundleError("it is gone")
+        return scorer if version == "1" else other
+
+    for shadow in ("x@gone", "x@0123456789ab"):
+        rules = [rule.model_copy(update={"shadow": shadow})]
+        choice = ByRules(rules, {"y": "1"}, load).choose(group)  # type: ignore[arg-type]
+        assert (choice.scorer, choice.shadow) == (scorer, None)
+
+
+@dataclass(frozen=True)
+class _Other:
+    """As much of a scorer as the choice looks at."""
+
+    bundle: AdapterBundle
 
 
 def _scored(study: str) -> Callable[[object], bool]:

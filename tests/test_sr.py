@@ -1,7 +1,9 @@
 """SR: valid, complete, says what was and what was not scored, the same bytes every time."""
 
+from dataclasses import replace
 from io import BytesIO
 
+import numpy as np
 import pytest
 from analyses import make_analysis, make_group, make_job
 from factories import ct_series, dx, mr_series, op, sc, us_cine
@@ -10,6 +12,7 @@ from pydicom import dcmread
 from validators import dcentvfy_errors, dciodvfy_errors, pixelmed_errors
 
 from daemon.errors import EncodeError
+from daemon.findings import find
 from daemon.results import RESEARCH_USE, Predecessor, is_own
 from daemon.seg import encode_seg
 from daemon.sr import encode_sr
@@ -200,6 +203,8 @@ def test_findings_refer_to_the_segments_of_the_seg(tmp_path):
 def test_cine_findings_refer_to_their_frame(tmp_path):
     """The outline of a finding in frame 3 of a cine names frame 3."""
     _, _, item = made("us-cine-1", tmp_path)
+    path = tmp_path / "sr.dcm"
+    path.write_bytes(item.content)
     (region,) = items(read(item), "Image Region")
     assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedFrameNumber == 3
 
@@ -240,6 +245,34 @@ def test_a_revision_names_its_predecessor(tmp_path):
     assert [ref.ReferencedSOPInstanceUID for ref in series.ReferencedSOPSequence] == [old.sop_instance_uid]
     assert new.SOPInstanceUID != old.sop_instance_uid
     assert new.SeriesInstanceUID != old.series_instance_uid
+
+
+def test_a_series_scored_in_part_is_not_called_normal(tmp_path):
+    """Nothing found in what was scored says nothing of the frames that could not be: Undetermined."""
+    analysis = replace(make_analysis(make_group(ct_series(), tmp_path), []), scored=1)
+    ds = read(encode_sr([analysis], [], make_job()))
+    assert (value(ds, "Lesion"), value(ds, "Normality")) == ("373068000", "371934000")
+
+
+def test_an_outline_of_too_many_corners_is_made_coarser(tmp_path):
+    """A ragged region that Graphic Data could not hold keeps a valid outline around all of it."""
+    comb = np.zeros((8_300, 8), dtype=bool)
+    comb[:, :4] = True
+    comb[::2] = True
+    group = make_group([dx(rows=8_400, cols=64)], tmp_path)
+    maps = np.zeros((1, 8_400, 64), dtype=np.float32)
+    maps[0, 40:8_340, 20:28][comb] = 0.9
+    options = {"threshold": 0.5, "minimum_voxels": 2, "minimum_volume_mm3": 0}
+    findings = find(maps, group, **options, uid_for=lambda number: f"1.2.{number}")
+    analysis = replace(make_analysis(group, []), findings=findings)
+    item = encode_sr([analysis], encode_seg(analysis, make_job()), make_job())
+    path = tmp_path / "sr.dcm"
+    path.write_bytes(item.content)
+    (region,) = items(read(item), "Image Region")
+    corners = np.reshape(region.GraphicData, (-1, 2))
+    assert len(corners) <= 8_191
+    assert corners.min(axis=0).tolist() == [20, 40] and corners.max(axis=0).tolist() == [28, 8_340]
+    assert dciodvfy_errors(path) == []
 
 
 def test_flags_and_marker(tmp_path):
