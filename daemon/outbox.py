@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from daemon.pledges import Pledges
@@ -110,6 +110,16 @@ class Outbox:
             query = query.where(DeliveryRow.state.in_(list(states)))
         with Session(self._engine) as session:
             return [record_of(DeliveryRecord, row) for row in session.scalars(query)]
+
+    def first_expiry(self) -> dict[str, float]:
+        """Return by destination when the time to give up of what waits longest for it is over."""
+        query = (
+            select(DeliveryRow.destination, func.min(DeliveryRow.expires_at))
+            .where(DeliveryRow.state.in_(["pending", "failed"]))
+            .group_by(DeliveryRow.destination)
+        )
+        with Session(self._engine) as session:
+            return dict(session.execute(query).all())
 
     def due_deliveries(self, now: float, far: float) -> list[DueDelivery]:
         """Return what is to be sent now.

@@ -168,7 +168,7 @@ def expiring(settings: Settings, within_days: int = 31) -> list[Expiry]:
     Parameters
     ----------
     settings
-        Whose certificates: ``[tls]`` and each destination's own.
+        Whose certificates: of ``[tls]``, page and audit repository, and each destination's own.
     within_days
         From now on.
 
@@ -195,6 +195,8 @@ def certificates(settings: Settings) -> Iterator[tuple[str, Path]]:
         yield "tls.ca", Path(settings.tls.ca)
     if settings.web.certificate:
         yield "web.certificate", Path(settings.web.certificate)
+    if settings.audit.syslog and settings.audit.syslog_ca:
+        yield "audit.syslog_ca", Path(settings.audit.syslog_ca)
     for entry in settings.destinations:
         if entry.tls_ca:
             yield f"destinations.{entry.name}.tls_ca", Path(entry.tls_ca)

@@ -18,7 +18,7 @@ from daemon.cli import app
 from daemon.errors import SettingsError
 from daemon.sender import Destination, echo, send
 from daemon.settings import Settings, load_settings
-from daemon.tls import Credentials, client_context, expiring, server_context
+from daemon.tls import Credentials, client_context, days_left, expiring, server_context
 from daemon.try_ca import make_test_ca
 
 NAMES = ("localhost", "127.0.0.1")
@@ -249,6 +249,16 @@ def test_a_certificate_that_ends_soon_is_told_a_month_ahead(tmp_path: Path, ca: 
     found = expiring(_settings(tmp_path / "short", tmp_path))
     assert [item.key for item in found] == ["tls.ca", "tls.certificate"] or len(found) == 2
     assert all(19 <= item.days <= 20 and "ends on" in str(item) for item in found)
+
+
+@pytest.mark.parametrize(("syslog", "keys"), [("audit.example.org:6514", ["audit.syslog_ca"]), ("", [])])
+def test_the_ca_of_the_audit_repository_is_watched(tmp_path: Path, syslog: str, keys: list[str]) -> None:
+    """Its end is told like that of any other certificate, where a repository is written to."""
+    make_test_ca(tmp_path / "short", NAMES, days=20)
+    path = tmp_path / "settings.toml"
+    path.write_text(f'[audit]\nsyslog = "{syslog}"\nsyslog_ca = "short/ca.crt"\n')
+    assert list(days_left(load_settings(path))) == keys
+    assert [item.key for item in expiring(load_settings(path))] == keys
 
 
 def test_the_check_shows_what_ends_soon(tmp_path: Path) -> None:

@@ -111,6 +111,19 @@ def test_a_destination_that_is_gone_is_named_with_what_it_did_not_get(site: Site
         assert "no longer in the settings" not in site.page(path)
 
 
+def test_the_longest_waiting_delivery_has_an_age(site: Site) -> None:
+    """By destination in the metrics, and on the first page; a dead letter waits for nothing."""
+    site.upkeep.scored("1.5", state="failed")
+    give_up_s, index = site.upkeep.settings.delivery.give_up_s, site.upkeep.index
+    index.plan_deliveries("1.5", 1, ["archive", "third"], time.time() + give_up_s - 7_200.0)
+    for name, state in (("pacs", "sent"), ("third", "dead")):
+        (delivery,) = index.deliveries("1.5", destination=name)
+        index.update_delivery(delivery, state)  # type: ignore[arg-type]
+    ages = site.metric("anomalyd_oldest_delivery_age_seconds")
+    assert ages == {("pacs",): 0.0, ("archive",): pytest.approx(7_200.0, abs=60.0)}
+    assert "longest wait 2 h" in site.page("/")
+
+
 def test_what_is_not_committed_is_shown_counted_and_asked_for_again(site: Site) -> None:
     """Page, list, first page and metrics say so; the study's button asks anew; committed, all is calm."""
     site.sent("1.5", seconds_ago=86_400.0)

@@ -17,7 +17,7 @@ from daemon.reception.replay import JOURNAL, left_behind
 from daemon.supervisor import ROLES
 from daemon.web.certificates import certificates
 from daemon.web.desk import Desk, SignInNeeded, TheDesk
-from daemon.web.now import disk_of
+from daemon.web.now import delivery_ages, disk_of
 from daemon.web.watch import role_runs
 
 router = APIRouter(include_in_schema=False)
@@ -91,6 +91,15 @@ class _Gauges(Collector):
             for state in ("pending", "failed", "dead", "sent"):
                 family.add_metric((name, state), counts.get(name, {}).get(state, 0))
         yield family
+        ages = dict.fromkeys((target.name for target in self._desk.targets), 0.0)
+        ages |= delivery_ages(self._desk, now)
+        yield _gauge(
+            "oldest_delivery_age_seconds", "Age of the longest waiting delivery.", "destination", ages
+        )
+        yield from self._commitment(now)
+
+    def _commitment(self, now: float) -> Iterator[Metric]:
+        catalogue = self._desk.catalogue
         committing = self._desk.settings.committing
         open_ = dict.fromkeys(committing, (0, now)) | catalogue.uncommitted(committing)
         counted = {name: count for name, (count, _) in open_.items()}

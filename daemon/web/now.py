@@ -74,6 +74,7 @@ class Now:
     states: dict[str, int]
     waiting_s: dict[str, float]
     undelivered: int
+    undelivered_s: float | None
     machine: Machine
     disk: Disk
     roles: dict[str, bool]
@@ -88,6 +89,13 @@ def disk_of(desk: Desk) -> Disk:
     """The spool's disk."""
     usage = shutil.disk_usage(desk.settings.spool_dir)
     return Disk(usage.free, usage.total, desk.settings.receiver.reserve_bytes)
+
+
+def delivery_ages(desk: Desk, at: float) -> dict[str, float]:
+    """Destination → seconds since its longest waiting result was made, or last retried by a person."""
+    # Its time to give up began then.
+    began = desk.settings.delivery.give_up_s
+    return {name: max(at - (ends - began), 0.0) for name, ends in desk.index.first_expiry().items()}
 
 
 def now_of(desk: Desk) -> Now:
@@ -116,6 +124,7 @@ def now_of(desk: Desk) -> Now:
         states=states,
         waiting_s={state: at - since for state, since in desk.catalogue.oldest().items()},
         undelivered=sum(found.get("pending", 0) + found.get("failed", 0) for found in counts.values()),
+        undelivered_s=max(delivery_ages(desk, at).values(), default=None),
         machine=desk.watch.machine,
         disk=disk,
         roles=roles,
