@@ -266,8 +266,8 @@ def _fetch(spec: BackboneSpec) -> dict[str, torch.Tensor]:
     if path is None and not spec.allow_download:
         raise BackboneError(
             f"weights {spec.weights!r} of model {spec.model!r} are not in open_clip's cache. Allow their "
-            f"download (model.allow_download), or download them on another machine, copy the file here and set "
-            f"model.weights to its path"
+            f"download (model.allow_download), or download them on another machine, copy the file here "
+            f"and set model.weights to its path"
         )
     return read_weights(path or download(spec.model, spec.weights), spec.sha256)
 

@@ -19,6 +19,8 @@ from adapters.memory import bank, coreset, distance
 from adapters.model import MVFA, default_levels, text_features
 from adapters.prompts import prompts
 from adapters.weights import convert_checkpoint
+from daemon.models import backbone_spec
+from daemon.sections import ModelSettings
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +175,25 @@ def test_a_scale_is_monotone_and_bounded() -> None:
         Scale(0.0, 0.0)
     with pytest.raises(CalibrationError, match="held-out normals"):
         fit_scale([], 0.9)
+
+
+def test_a_tag_that_is_in_the_cache_needs_no_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of an earlier download is read, and checked; without it the error says what to do."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec = BackboneSpec(model="ViT-B-32-quickgelu", weights="openai", quick_gelu=True)
+    with pytest.raises(BackboneError, match=r"not in open_clip's cache.*model\.allow_download"):
+        load_backbone(spec, "cpu", "fp32")
+    folder = tmp_path / ".cache" / "clip"
+    folder.mkdir(parents=True)
+    (folder / "ViT-B-32.pt").write_bytes(b"half of it")
+    with pytest.raises(BackboneError, match=r"ViT-B-32\.pt"):
+        load_backbone(spec, "cpu", "fp32")
+
+
+def test_the_name_of_a_backbone_says_its_activation() -> None:
+    """``-quickgelu`` of open_clip's names is kept, and the settings' input size reaches the backbone."""
+    section = ModelSettings(backbone="ViT-L-14-336-quickgelu", image_size_px=240)
+    assert (backbone_spec(section).quick_gelu, backbone_spec(section).image_size_px) == (True, 240)
+    assert not backbone_spec(ModelSettings(backbone="ViT-L-14-336")).quick_gelu
