@@ -67,8 +67,6 @@ class AdapterBundle:
         On the slice score.
     top_fraction
         Share of the valid patches whose mean is the raw slice score.
-    min_area_mm2
-        Smaller regions are no findings.
     modality, body_part
         DICOM Modality and Body Part Examined that it is meant for; "" for any.
     provenance
@@ -95,7 +93,6 @@ class AdapterBundle:
     threshold: float
     slice_threshold: float
     top_fraction: float = 0.01
-    min_area_mm2: float = 0.0
     modality: str = ""
     body_part: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)

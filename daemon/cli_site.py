@@ -46,7 +46,7 @@ def load_configured_backbone(options: Settings, image_size_px: int = 0) -> Backb
 
 
 def normalisation(window: str, backbone: Backbone | None) -> Normalisation:
-    """How pixels become [0, 1]: the object's own window, or the one that was asked for; None: for no model."""
+    """How pixels become [0, 1]: the object's own window, or the one asked for; None without a model."""
     from adapters.slices import Normalisation
 
     size_px = Normalisation("object").size_px if backbone is None else backbone.image_size_px

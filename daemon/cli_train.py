@@ -73,12 +73,12 @@ def train(
     options, _ = load(settings)
     _check(name, recipe)
     os.umask(0o077)  # bundles and reports hold features of patients
+    if dry_run:
+        _print_site(read_sites(site_data, normalisation(window, None), options, check=False, lesions=lesion))
+        return
     backbone = load_configured_backbone(options)
     pixels = normalisation(window, backbone)
-    site = read_sites(site_data, pixels, options, check=not dry_run, lesions=lesion)
-    if dry_run:
-        _print_site(site)
-        return
+    site = read_sites(site_data, pixels, options, lesions=lesion)
     outcome, stopped = _fit(
         site, backbone, pixels, options, name, class_name, shots, recipe, alpha, seed, epochs,
         baselines, resume,
@@ -153,12 +153,13 @@ def _fit(
         _forget(kept)
     with progress_bar(err) as bar:
         task = bar.add_task("fitting", total=None)
-
-        said = 0.0
+        course, said = _Course(), 0.0
 
         def tell(stage: str, epoch: int, total: int, loss: float) -> None:
             nonlocal said
-            bar.update(task, description=f"{stage}  loss {loss:.3f}", completed=epoch, total=total)
+            done, whole = course.at(stage, epoch, total)
+            text = f"{stage}, epoch {epoch} of {total}  loss {loss:.3f}"
+            bar.update(task, description=text, completed=done, total=whole)
             # Into a file or pipe a line now and then: the page reads it.
             if not err.is_terminal and (time.monotonic() - said > _SAY_S or epoch == total):
                 said = time.monotonic()
@@ -194,6 +195,24 @@ def _fit(
     if not seen.is_set():
         _forget(kept)
     return outcome, seen.is_set()
+
+
+class _Course:
+    """Where a training is, in epochs of all its parts: two inner fits and one of each fold, and the last.
+
+    A fit that ends early moves on to the next part, so that the time left is at most what it seems.
+    """
+
+    def __init__(self) -> None:
+        self._parts = 1
+
+    def at(self, stage: str, epoch: int, total: int) -> tuple[int, int]:
+        """Epochs that are over, and all of them."""
+        part = self._parts - 1
+        if found := re.match(r"fold (\d+) of (\d+)(?:, inner (\d))?", stage):
+            fold, folds, inner = (int(n or 3) for n in found.groups())
+            part, self._parts = 3 * (fold - 1) + inner - 1, 3 * folds + 1
+        return part * total + epoch, self._parts * total
 
 
 def _forget(folder: Path) -> None:

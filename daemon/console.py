@@ -10,7 +10,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from adapters.errors import AdapterError
 from daemon.errors import DaemonError, SettingsError
@@ -77,12 +84,14 @@ def load(path: Path | None) -> tuple[Settings, Path | None]:
 
 
 def progress_bar(screen: Console) -> Progress:
-    """A bar for long work; it shows nothing unless the console is a terminal."""
+    """A bar for long work, with the time it took and takes; it shows nothing unless it is on a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=screen,
         transient=True,
         disable=not screen.is_terminal,

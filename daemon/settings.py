@@ -50,6 +50,8 @@ _POSTGRESQL_OPTIONS = (
     "connect_timeout=10&keepalives_idle=15&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=30000"
 )
 
+_MODEL_FILES = (".safetensors", ".pt", ".bin")
+
 
 class Settings(BaseSettings):
     """Everything that the daemon can be told; frozen."""
@@ -207,9 +209,22 @@ def _beside(settings: Settings, folder: Path) -> Settings:
     destinations = tuple(
         entry.model_copy(update=_joined(entry, folder, ("tls_ca",))) for entry in settings.destinations
     )
+    model = settings.model.model_copy(update=_model_files(settings, folder))
     audit = settings.audit.model_copy(update=_joined(settings.audit, folder, ("syslog_ca",)))
     changed = {"service": service, "tls": tls, "web": web, "destinations": destinations, "audit": audit}
-    return settings.model_copy(update=changed)
+    return settings.model_copy(update=changed | {"model": model})
+
+
+def _model_files(settings: Settings, folder: Path) -> dict[str, str]:
+    """The model's files; a pretrained tag or a bundle's name, which the keys take as well, stays as it is."""
+    found = _joined(settings.model, folder, ("weights", "bundle"))
+    return {
+        key: path
+        for key, path in found.items()
+        if Path(path).is_file()
+        or "/" in (value := getattr(settings.model, key))
+        or value.endswith(_MODEL_FILES)
+    }
 
 
 def _joined(section: Any, folder: Path, keys: tuple[str, ...]) -> dict[str, str]:

@@ -108,3 +108,19 @@ def test_data_dir_is_relative_to_the_file(tmp_path: Path) -> None:
     """A relative data_dir does not depend on the folder that the command was started in."""
     settings = load_settings(_write(tmp_path, '[service]\ndata_dir = "here"'))
     assert settings.service.data_dir == tmp_path / "here"
+
+
+def test_files_of_the_model_are_relative_to_the_file(tmp_path: Path) -> None:
+    """Weights and bundle beside settings.toml are found from anywhere; tags and names stay what they are."""
+    (tmp_path / "own").write_bytes(b"")
+    for key, value, expected in (
+        ("weights", "clip/ViT.safetensors", tmp_path / "clip/ViT.safetensors"),
+        ("weights", "ViT.pt", tmp_path / "ViT.pt"),
+        ("weights", "/srv/ViT.pt", "/srv/ViT.pt"),
+        ("weights", "laion2b_s34b_b79k", "laion2b_s34b_b79k"),
+        ("bundle", "liver-ct.v2", "liver-ct.v2"),
+        ("bundle", "liver.safetensors", tmp_path / "liver.safetensors"),
+        ("bundle", "own", tmp_path / "own"),
+    ):
+        settings = load_settings(_write(tmp_path, f'[model]\n{key} = "{value}"'))
+        assert getattr(settings.model, key) == str(expected)

@@ -19,15 +19,17 @@ from phantoms import picture
 from PIL import Image
 from pydicom.dataset import Dataset
 
+from daemon.cli_train import _Course
+
 IMAGES = Path(os.environ.get("SITE_IMAGES", Path(__file__).parents[2] / "shared" / "images"))
 BACKBONE = '[service]\ndata_dir = "data"\n[model]\ndevice = "cpu"\nthreads = 1\n'
 Done = subprocess.CompletedProcess[str]
 
 
-def start(folder: Path, *arguments: object) -> "subprocess.Popen[str]":
+def start(folder: Path, *arguments: object, model: str = "") -> "subprocess.Popen[str]":
     """Start ``python -m daemon`` in a folder with settings of its own."""
     folder.mkdir(exist_ok=True)
-    (folder / "settings.toml").write_text(BACKBONE)
+    (folder / "settings.toml").write_text(BACKBONE + model)
     return subprocess.Popen(
         [sys.executable, "-m", "daemon", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -46,9 +48,9 @@ def finish(process: "subprocess.Popen[str]") -> Done:
     return Done(process.args, process.returncode, out, err)
 
 
-def run(folder: Path, *arguments: object) -> Done:
+def run(folder: Path, *arguments: object, model: str = "") -> Done:
     """Run ``python -m daemon`` to its end."""
-    return finish(start(folder, *arguments))
+    return finish(start(folder, *arguments, model=model))
 
 
 def bundles(folder: Path) -> list[Path]:
@@ -106,6 +108,25 @@ def test_dry_run_says_what_was_understood_and_stores_nothing(phantoms: Path, tmp
         assert source in rows["labels from"]
     assert int(rows["unused images"].split(":")[0]) > 0
     assert not (tmp_path / "data" / "bundles").exists() and "CANARY" not in done.stdout
+
+
+def test_dry_run_needs_no_weights(phantoms: Path, tmp_path: Path) -> None:
+    """A folder can be looked at before the weights are there; a training says that they are missing."""
+    command = ("train", "-d", phantoms, "--name", "phantom")
+    model = 'backbone = "ViT-L-14-336"\nweights = "ViT-L-14-336.safetensors"\n'
+    shown = run(tmp_path, *command, "--dry-run", model=model)
+    assert shown.returncode == 0, shown.stderr
+    assert rows_of(shown.stdout)["cases"] == "11: 6 abnormal, 5 normal"
+    refused = run(tmp_path, *command, model=model)
+    assert refused.returncode == 1 and "ViT-L-14-336.safetensors" in refused.stderr
+
+
+def test_the_course_of_a_training_goes_on_to_its_end() -> None:
+    """Of two folds with two inner fits each and the last fit, epochs are counted over all seven."""
+    course = _Course()
+    stages = [f"fold {i} of 2{part}" for i in (1, 2) for part in (", inner 1", ", inner 2", "")]
+    assert [course.at(stage, 5, 10) for stage in stages] == [(10 * i + 5, 70) for i in range(6)]
+    assert course.at("final fit", 10, 10) == (70, 70)
 
 
 def test_training_stores_a_bundle_without_promoting_it(trained: tuple[Path, Done]) -> None:

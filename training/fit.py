@@ -32,7 +32,6 @@ def fit(
     options: Options | None = None,
     modality: str = "",
     body_part: str = "",
-    min_area_mm2: float = 0.0,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> AdapterBundle:
@@ -46,7 +45,7 @@ def fit(
         (rows, columns) float32 in [0, 1] each, normalised as ``normalisation`` says.
     abnormal
         Image and (rows, columns) bool mask each; None for every mask trains image scores alone.
-    name, class_name, normalisation, modality, body_part, min_area_mm2, provenance
+    name, class_name, normalisation, modality, body_part, provenance
         Go into the bundle.
     holdout_normals
         Normal slices of other cases to calibrate on; without them cross-validation over the cases scores
@@ -102,7 +101,6 @@ def fit(
         normalisation=normalisation,
         modality=modality,
         body_part=body_part,
-        min_area_mm2=min_area_mm2,
         provenance=counts | calibration.provenance | dict(provenance or {}),
     )
 
@@ -128,7 +126,6 @@ def bundle_of(
     normalisation: Normalisation,
     modality: str,
     body_part: str,
-    min_area_mm2: float,
     provenance: Mapping[str, Any],
 ) -> AdapterBundle:
     """Put a fitted expert and its calibration into a bundle; parameters as in :func:`fit`."""
@@ -153,7 +150,6 @@ def bundle_of(
         normal_map_quantiles=calibration.map_quantiles,
         threshold=calibration.threshold,
         slice_threshold=calibration.slice_threshold,
-        min_area_mm2=min_area_mm2,
         modality=modality,
         body_part=body_part,
         provenance=provenance,

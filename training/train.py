@@ -62,7 +62,6 @@ def train(
     specificity: float = SPECIFICITY,
     modality: str = "",
     body_part: str = "",
-    min_area_mm2: float = 0.0,
     baselines: bool = False,
     resume_dir: Path | None = None,
     progress: Progress | None = None,
@@ -81,7 +80,7 @@ def train(
         Cases with annotated images.
     backbone
         Frozen.
-    name, class_name, normalisation, modality, body_part, min_area_mm2
+    name, class_name, normalisation, modality, body_part
         Go into the bundle; modality and body part default to the cases' own where all agree.
     shots_per_class
         Images per class that a model is fitted on; None for all. The rest still serves to evaluate.
@@ -158,7 +157,6 @@ def train(
         normalisation=normalisation,
         modality=modality or _common([case.modality for case in pool.cases]),
         body_part=body_part or _common([case.body_part for case in pool.cases]),
-        min_area_mm2=min_area_mm2,
         provenance=provenance,
     )
     outcome = TrainingOutcome(bundle, evaluation, warnings, provenance)
