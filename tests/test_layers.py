@@ -1,6 +1,7 @@
 """Who may import whom, and which library has which home."""
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +50,7 @@ HOMES = {
         "daemon.accounts",
         "daemon.catalogue",
         "daemon.corrections",
+        "daemon.score_blocks",
         "daemon.tables_web",
         "daemon.verdicts",
     },
@@ -61,10 +63,12 @@ HOMES = {
     "dbos": {"daemon.workflows", "daemon.rescue"},
     "SimpleITK": {"daemon.findings", "training"},
     "torch": {"adapters", "training", "daemon.models"},
-    "open_clip": {"adapters.backbone", "adapters.weights"},
+    "open_clip": {"adapters.backbone", "adapters.hub", "adapters.weights"},
+    "huggingface_hub": {"adapters.hub"},
 }
 
 
+@functools.cache
 def _modules() -> dict[str, set[str]]:
     """Every module of the three packages with what it imports."""
     found = {}
