@@ -202,10 +202,12 @@ class Catalogue:
         with Session(self._engine) as session:
             return {name: (count, since) for name, count, since in session.execute(query)}
 
-    def recent_scores(self, since: float, limit: int = 20_000) -> list[ScoreRecord]:
-        """What bundles said since then, shadows included, oldest first."""
+    def recent_scores(self, since: float, limit: int = 20_000, *, shadows: bool = True) -> list[ScoreRecord]:
+        """The newest of what bundles said since then, with shadows or without; oldest first."""
         columns = [getattr(ScoreRow, field.name) for field in fields(ScoreRecord)]
         query = select(*columns).where(ScoreRow.scored_at >= since)
+        if not shadows:
+            query = query.where(~ScoreRow.shadow)
         with Session(self._engine) as session:
             rows = session.execute(query.order_by(ScoreRow.scored_at.desc()).limit(limit)).all()
             return [ScoreRecord(*row) for row in reversed(rows)]

@@ -4,7 +4,7 @@ Every table starts with ``pacs_`` so that the engine's own tables in the same da
 Times are seconds since the epoch, UTC.
 """
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, Integer, String, Text, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 PREFIX = "pacs_"
@@ -104,6 +104,21 @@ class ScoreRow(Base):
     scored_at: Mapped[float] = mapped_column(Float)
     # Keyed hash of StationName: tells scanners apart and names none.
     scanner: Mapped[str] = mapped_column(String(16), default="", server_default="")
+    # Whether drift has taken it in: into a block, or as a later revision, which belongs to none.
+    counted: Mapped[bool] = mapped_column(default=False, server_default=false())
+
+    # What no block has yet is looked for every minute, among all that was ever scored.
+    __table_args__ = (
+        Index(
+            "ix_pacs_scores_uncounted",
+            "bundle_name",
+            "bundle_version",
+            "scanner",
+            "scored_at",
+            sqlite_where=text("counted = 0 AND shadow = 0"),
+            postgresql_where=text("NOT counted AND NOT shadow"),
+        ),
+    )
 
 
 class DeliveryRow(Base):

@@ -1,4 +1,4 @@
-"""SQLAlchemy tables of the page: its users, and what people said of findings; never patient data."""
+"""SQLAlchemy tables of the page: users, verdicts on findings, blocks of scores; never patient data."""
 
 from sqlalchemy import Float, ForeignKey, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -48,3 +48,21 @@ class FeedbackExportRow(Base):
         ForeignKey("pacs_studies.study_instance_uid", ondelete="CASCADE"), primary_key=True
     )
     exported_at: Mapped[float] = mapped_column(Float)
+
+
+class ScoreBlockRow(Base):
+    """So many studies in a row of one bundle version on one scanner; never changed once it is full."""
+
+    __tablename__ = "pacs_score_blocks"
+
+    bundle_name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    bundle_version: Mapped[str] = mapped_column(String(12), primary_key=True)
+    scanner: Mapped[str] = mapped_column(String(16), primary_key=True)
+    # From 1, the reference of the others.
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    starts_at: Mapped[float] = mapped_column(Float)
+    ends_at: Mapped[float] = mapped_column(Float, index=True)
+    # JSON: the highest slice score of each study.
+    scores: Mapped[str] = mapped_column(Text)
+    # Of the test against the first block; none for that one itself.
+    p_first: Mapped[float | None] = mapped_column(Float)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from daemon.records import ScoreRecord
+from daemon.score_blocks import Origin, ScoreBlock
 from daemon.web.desk import Desk, TheDesk, Viewer
-from daemon.web.drift import ALPHA, BLOCK, Block, blocks, by_scanner
+from daemon.web.drift import ALPHA, BLOCK, drifted, p_value
 
 router = APIRouter(include_in_schema=False)
 
@@ -20,6 +22,9 @@ _SPAN_S = 180 * 86_400.0
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 200, 34, 22
 _START = 110
 _MOST_DOTS = 600
+_MOST_BLOCKS = 100
+# Of the calibration set; with fewer patients the test could not tell anything apart.
+_LEAST_NORMALS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,19 @@ class Box:
     points: tuple[float, float, float, float, float]
     x: float = 60.0
     drifted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One block in the table: how unlike the references it is."""
+
+    start: float
+    end: float
+    scores: tuple[float, ...]
+    p_first: float | None
+    p_calibration: float | None
+    complete: bool
+    drifted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +64,7 @@ class Panel:
     calibration: Box | None
     calibration_size: int
     threshold: float | None
-    blocks: list[Block]
+    blocks: list[Line]
     boxes: list[Box]
     verdicts: dict[str, int]
 
@@ -71,31 +89,63 @@ def panels(desk: Desk) -> list[Panel]:
     for verdict in desk.verdicts.newest().values():
         verdicts.setdefault(verdict.bundle_version, Counter())[verdict.verdict] += 1
     found = []
-    recent = desk.catalogue.recent_scores(time.time() - _SPAN_S)
-    for (name, version, scanner), scores in by_scanner(recent).items():
-        line = desk.bundles.line(version)
+    since = time.time() - _SPAN_S
+    for origin, scores in by_origin(desk.catalogue.recent_scores(since, shadows=False)).items():
+        line = desk.bundles.line(origin.bundle_version)
         normals = [] if line is None else [float(score) for score in line.normal_scores]
         dots, ticks = _dots(scores)
-        parts = blocks(scores, normals)
+        parts = desk.drift.blocks.of(origin, since, _MOST_BLOCKS)
         found.append(
             Panel(
-                name=name,
-                version=version,
-                scanner=_station(desk, scores[-1]) if scanner else "",
+                name=origin.bundle_name,
+                version=origin.bundle_version,
+                scanner=_station(desk, scores[-1]) if origin.scanner else "",
                 modality=", ".join(sorted({s.modality for s in scores})),
                 series=len(scores),
                 flagged=sum(s.findings > 0 for s in scores),
                 dots=dots,
                 ticks=ticks,
                 calibration=_box(normals) if normals else None,
-                boxes=_boxes(parts, scores, dots),
+                boxes=_boxes(parts, scores),
                 calibration_size=len(normals),
                 threshold=None if line is None else _y(line.slice_threshold),
-                blocks=parts,
-                verdicts=dict(verdicts.get(version, {})),
+                blocks=[_line(part, normals) for part in parts],
+                verdicts=dict(verdicts.get(origin.bundle_version, {})),
             )
         )
     return found[::-1]
+
+
+def by_origin(scores: Sequence[ScoreRecord]) -> dict[Origin, list[ScoreRecord]]:
+    """Bundle version and scanner → its scores, each series once: as it was scored first.
+
+    Parameters
+    ----------
+    scores
+        Oldest first, without shadows.
+    """
+    found: dict[Origin, list[ScoreRecord]] = defaultdict(list)
+    first: dict[tuple[Origin, str, str], int] = {}
+    for score in scores:
+        origin = Origin(score.bundle_name, score.bundle_version, score.scanner)
+        series = (origin, score.study_instance_uid, score.series_instance_uid)
+        if first.setdefault(series, score.revision) == score.revision:
+            found[origin].append(score)
+    return dict(found)
+
+
+def _line(block: ScoreBlock, normals: Sequence[float]) -> Line:
+    complete = block.number is not None
+    comparable = complete and len(normals) >= _LEAST_NORMALS
+    return Line(
+        start=block.start,
+        end=block.end,
+        scores=block.scores,
+        p_first=block.p_first,
+        p_calibration=p_value(block.scores, normals) if comparable else None,
+        complete=complete,
+        drifted=drifted(block),
+    )
 
 
 def _station(desk: Desk, score: ScoreRecord) -> str:
@@ -108,34 +158,41 @@ def _station(desk: Desk, score: ScoreRecord) -> str:
     return score.scanner[:6]
 
 
-def _boxes(parts: list[Block], scores: list[ScoreRecord], dots: list[tuple[float, float]]) -> list[Box]:
-    """The distribution of each complete block, in the middle of its dots."""
-    hidden, found = len(scores) - len(dots), []
-    for number, part in enumerate(parts):
-        first, last = number * BLOCK - hidden, number * BLOCK + len(part.scores) - 1 - hidden
-        if part.complete and first >= 0:
-            x = round((dots[first][0] + dots[last][0]) / 2, 1)
-            found.append(Box(_box(list(part.scores)).points, x, part.drifted))
-    return found
+def _boxes(parts: Sequence[ScoreBlock], scores: Sequence[ScoreRecord]) -> list[Box]:
+    """The distribution of each full block, in the middle of its time; those before the dots are left out."""
+    start, end = _span(scores)
+    return [
+        Box(_box(part.scores).points, round((_x(part.start, start, end) + _x(part.end, start, end)) / 2, 1),
+            drifted(part))
+        for part in parts
+        if part.number is not None and part.start >= start
+    ]  # fmt: skip
 
 
-def _dots(scores: list[ScoreRecord]) -> tuple[list[tuple[float, float]], list[tuple[float, str]]]:
+def _dots(scores: Sequence[ScoreRecord]) -> tuple[list[tuple[float, float]], list[tuple[float, str]]]:
     """Places of the newest series in the chart, and of a few dates below it."""
-    shown = scores[-_MOST_DOTS:]
-    start, end = shown[0].scored_at, max(shown[-1].scored_at, shown[0].scored_at + 1)
-
-    def x(at: float) -> float:
-        return round(_START + 20 + (at - start) / (end - start) * (_WIDTH - _START - 50), 1)
-
+    start, end = _span(scores)
     form = "%H:%M" if end - start < 2 * 86_400 else "%d %b"
-    ticks = [(x(at), time.strftime(form, time.localtime(at))) for at in np.linspace(start, end, 4)]
-    return [(x(s.scored_at), _y(s.maximum)) for s in shown], ticks
+    ticks = [
+        (_x(at, start, end), time.strftime(form, time.localtime(at))) for at in np.linspace(start, end, 4)
+    ]
+    return [(_x(s.scored_at, start, end), _y(s.maximum)) for s in scores[-_MOST_DOTS:]], ticks
+
+
+def _span(scores: Sequence[ScoreRecord]) -> tuple[float, float]:
+    """From the first dot to the last."""
+    start = scores[-_MOST_DOTS:][0].scored_at
+    return start, max(scores[-1].scored_at, start + 1)
+
+
+def _x(at: float, start: float, end: float) -> float:
+    return round(_START + 20 + (at - start) / (end - start) * (_WIDTH - _START - 50), 1)
 
 
 def _y(score: float) -> float:
     return round(8 + (1 - score) * (_HEIGHT - _BOTTOM - 8), 1)
 
 
-def _box(values: list[float]) -> Box:
+def _box(values: Sequence[float]) -> Box:
     low, q1, median, q3, high = (_y(float(v)) for v in np.percentile(values, (5, 25, 50, 75, 95)))
     return Box((low, q1, median, q3, high))

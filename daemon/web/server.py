@@ -18,6 +18,7 @@ from daemon.index import Index
 from daemon.log import event, load_key
 from daemon.notify import wait
 from daemon.requestor import Destination
+from daemon.score_blocks import ScoreBlocks
 from daemon.settings import Settings
 from daemon.spool import Spool
 from daemon.verdicts import Verdicts
@@ -25,7 +26,7 @@ from daemon.views import Views
 from daemon.web.app import make_app
 from daemon.web.bundles import Bundles
 from daemon.web.desk import Desk
-from daemon.web.drift import DriftWatch
+from daemon.web.drift import BLOCK, DriftWatch
 from daemon.web.patients import Patients
 from daemon.web.protocol import bounded
 from daemon.web.session import Guard
@@ -72,7 +73,8 @@ def serve(
         ) from error
     reader, writer = open_database(settings.database_url)
     desk = make_desk(settings, index, spool, targets, Catalogue(reader), Accounts(reader, writer),
-                     Verdicts(reader, writer), Corrections(reader, writer), trail)  # fmt: skip
+                     Verdicts(reader, writer), Corrections(reader, writer),
+                     ScoreBlocks(reader, writer, BLOCK), trail)  # fmt: skip
     try:
         server = uvicorn.Server(_config(desk))
     except OSError as error:
@@ -102,6 +104,7 @@ def make_desk(
     accounts: Accounts,
     verdicts: Verdicts,
     corrections: Corrections,
+    blocks: ScoreBlocks,
     trail: Trail | None = None,
 ) -> Desk:
     """Put together what the routes use."""
@@ -120,7 +123,7 @@ def make_desk(
         bundles=bundles,
         watch=Watch(targets, settings.web.echo_s),
         trainer=Trainer(settings),
-        drift=DriftWatch(catalogue, bundles),
+        drift=DriftWatch(blocks, bundles),
         guard=Guard(
             accounts,
             settings.web,
