@@ -15,7 +15,7 @@ from daemon.settings import Settings
 from daemon.tls import cipher_names
 
 _STORE_STATUSES = (
-    (dimse.SUCCESS, "the instance is durable on disk and in the index, or was there already"),
+    (dimse.SUCCESS, "the instance is durable on disk, or was there already"),
     (dimse.SOP_CLASS_NOT_SUPPORTED, "no storage SOP class, or not that of the presentation context"),
     (dimse.NOT_AUTHORISED, "the peer may not store"),
     (dimse.OUT_OF_RESOURCES, "the disk is full or below its reserve, or the instance is too large"),
@@ -150,7 +150,8 @@ def _acceptor(settings: Settings) -> Iterator[str]:
     yield ""
     yield "### Storage commitment (SCP)"
     yield ""
-    yield "N-ACTION is answered at once, the N-EVENT-REPORT follows on a new association to the peer."
+    yield "N-ACTION is answered at once; the N-EVENT-REPORT follows on the same association while the peer"
+    yield "keeps it open, else on a new one to the peer."
     yield "Failure reasons (PS3.3 C.14.1.1):"
     yield ""
     yield from _table(("reason", "meaning"), [(f"0x{s:04X}", text) for s, text in _COMMITMENT_FAILURES])
