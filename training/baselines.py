@@ -155,20 +155,7 @@ def text_only(shots: Shots, held: Rows) -> Scored:
 
 def memory_only(shots: Shots, fitted: Rows, held: Rows) -> Scored:
     """Return the distance to the frozen tokens of the fitted normals' views, mean over the levels."""
-    normal = fitted[shots.labels[fitted] == 0]
-    stem = shots.views_of(normal)
-    inside = shots.valid[torch.from_numpy(normal)].repeat(len(shots.views), 1)
-    size, seed = shots.options.memory_rows, shots.options.seed
-    levels = [
-        coreset(bank(torch.cat(parts)), size, seed=seed, method="random")
-        for parts in zip(
-            *(
-                [tokens[v] for tokens in _levels(shots, x)]
-                for x, v in zip(torch.split(stem, 32), torch.split(inside, 32), strict=True)
-            ),
-            strict=True,
-        )
-    ]
+    levels = shots.drawn(lambda x: _levels(shots, x), fitted[shots.labels[fitted] == 0])
     maps = [
         torch.stack([distance(t, m) for t, m in zip(_levels(shots, shots.plain(part)), levels, strict=True)])
         .mean(0)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from adapters.model import MVFA, Family, abnormal_probability, text_logits
 from training.losses import dice, focal, image_term, published_image_term
+from training.stems import Stems
 from training.whiten import fold, whiten
 
 # Lesions cover few patches: focal alone would be a hundredth of Dice.
@@ -34,7 +35,7 @@ class TrainingSet:
         (B, P) bool: patches inside the image.
     """
 
-    stem: torch.Tensor
+    stem: torch.Tensor | Stems
     masks: torch.Tensor | None
     labels: torch.Tensor
     valid: torch.Tensor
@@ -42,7 +43,7 @@ class TrainingSet:
 
 def published_epoch(
     model: MVFA,
-    images: torch.Tensor,
+    images: torch.Tensor | Stems,
     masks: torch.Tensor | None,
     labels: torch.Tensor,
     text: torch.Tensor,
@@ -60,7 +61,7 @@ def published_epoch(
     images
         (B, 3, H, W), or (B, N, W) stem tokens.
     masks
-        (B, H, W) 0 or 1, or None: then the image term trains the detection family alone.
+        (B, H, W) 0 or 1, of any type, or None: then the image term trains the detection family alone.
     labels
         (B,) float, 1 abnormal.
     text
@@ -89,7 +90,8 @@ def published_epoch(
             total = total + published_image_term(probability, labels[i : i + 1]).sum()
             if masks is not None:
                 p = probability_map(model.patches(tokens.seg[level]), text, masks.shape[-1], corners=True)
-                total = total + (focal(p, masks[i : i + 1]) + dice(p, masks[i : i + 1])).sum()
+                mask = masks[i : i + 1].float()
+                total = total + (focal(p, mask) + dice(p, mask)).sum()
         for optimiser in optimisers:
             optimiser.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]

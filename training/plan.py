@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from training.errors import DataError
 from training.folds import assign_folds, pick_shots
 from training.options import Options
 from training.pool import Pool
+from training.shots import Shots
 
 Rows = NDArray[np.intp]
 
@@ -64,3 +66,31 @@ def make_plan(pool: Pool, options: Options, shots_per_class: int | None) -> Plan
                 f"images of another patient"
             )
     return Plan(fold_of, chosen, pick_shots(usable, patients, labels, shots_per_class, options.seed))
+
+
+def check_room(shots: Shots, pool: Pool, plan: Plan) -> None:
+    """Refuse what neither memory nor disk has room for, before hours are spent on a part of it.
+
+    Raises
+    ------
+    DataError
+        The stem tokens do not fit; the message says how many shots do.
+    """
+    room = shots.store.memory_bytes + shots.store.disk_bytes
+    images = len(pool.labels)
+
+    def needed(plan: Plan) -> int:
+        return shots.token_bytes(images, len(set(np.concatenate([*plan.chosen, plan.final]).tolist())))
+
+    if needed(plan) <= room:
+        return
+    text = (
+        f"the tokens of {images} images take {needed(plan) / 2**30:.3g} GiB, but memory and disk have room "
+        f"for {room / 2**30:.3g} GiB"
+    )
+    # Each fold draws its own shots: how many images are fitted on is counted, not multiplied.
+    most = range(1, int(np.bincount(pool.labels).max()))
+    fitting = bisect_left(most, True, key=lambda k: needed(make_plan(pool, shots.options, k)) > room)
+    if fitting:
+        raise DataError(f"{text}: fit on at most {fitting} images per class (--shots {fitting})")
+    raise DataError(f"{text}: not even for one shot per class; use fewer images or a smaller backbone")

@@ -39,6 +39,7 @@ class Prepared:
             empty = mask is None
             squares.append(torch.zeros(size, size) if empty else box.forward(_float(mask), mode="area"))
         self.images = torch.stack(images)
+        images.clear()
         self.squares = torch.stack(squares)
         self.valid = torch.from_numpy(np.stack([box.valid() for box in self.boxes]))
 

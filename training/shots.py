@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,19 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from adapters.backbone import Backbone
-from adapters.memory import bank, coreset
 from adapters.model import MVFA, Family, abnormal_probability, default_levels, text_features
 from adapters.scorer import patch_terms, replicate
 from training.augment import PUBLISHED_VIEWS, SAFE_VIEWS, augment
 from training.loop import TrainingSet, published_epoch, published_optimisers, train_epochs
 from training.options import EPOCHS, Options, Progress, Recipe
 from training.prepared import Image, Mask, Prepared
+from training.stems import Stems, StemStore, draw
 
 __all__ = ["EPOCHS", "Expert", "Image", "Mask", "Options", "Prepared", "Progress", "Recipe", "Shots"]
 Rows = NDArray[np.intp]
 Maps = NDArray[np.float32]
 # Called after each epoch with the model and the epoch from 1; True stops the fit.
 Watch = Callable[[MVFA, int], bool]
+_PLAIN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,18 @@ class Shots:
         What the prompts name.
     options
         How to fit.
+    spill
+        Folder for tokens that memory has no room for; None for that of temporary files.
     """
 
     def __init__(
-        self, backbone: Backbone, data: Prepared, labels: Rows, class_name: str, options: Options
+        self,
+        backbone: Backbone,
+        data: Prepared,
+        labels: Rows,
+        class_name: str,
+        options: Options,
+        spill: Path | None = None,
     ) -> None:
         self.backbone, self.options, self.data, self.labels = backbone, options, data, labels
         self.reference = options.recipe == "reference"
@@ -81,8 +92,8 @@ class Shots:
             self.families = ("seg", "det") if self.masked else ("det",)
         self.text = text_features(backbone, class_name)
         self.views = PUBLISHED_VIEWS if self.reference else SAFE_VIEWS
-        self._stems: dict[int, torch.Tensor] = {}  # row: (V, N, W) stem tokens of its views
-        self._plain: dict[int, torch.Tensor] = {}  # row: (N, W) stem tokens of the image itself
+        # By row and view; the image itself is view -1.
+        self.store = StemStore(backbone.device, spill or Path(tempfile.gettempdir()))
         self.valid = data.valid.flatten(1).to(backbone.device)  # (n, P)
 
     def fit(
@@ -154,37 +165,53 @@ class Shots:
 
     def plain(self, rows: Rows) -> torch.Tensor:
         """Return (B, N, W) stem tokens of the images as they are, cached."""
-        missing = [int(i) for i in rows if int(i) not in self._plain]
+        missing = [int(i) for i in rows if (int(i), _PLAIN) not in self.store]
         for part in _batches(missing, 32):
             for i, x in zip(part, self._stem(self.data.images[part]), strict=True):
-                self._plain[i] = x
-        return torch.stack([self._plain[int(i)] for i in rows])
+                self.store.put((i, _PLAIN), x)
+        return self.store.take((int(i), _PLAIN) for i in rows)
 
     def memory(self, model: MVFA, rows: Rows) -> list[torch.Tensor]:
         """Return the coreset per level of the valid patches of every view of the normal rows."""
-        normal = rows[self.labels[rows] == 0]
-        stem, valid = self.views_of(normal), self.valid[torch.from_numpy(normal)].repeat(len(self.views), 1)
-        levels: list[list[torch.Tensor]] = [[] for _ in self.levels]
-        with torch.no_grad():
-            for x, inside in zip(torch.split(stem, 32), torch.split(valid, 32), strict=True):
-                for level, tokens in zip(levels, model.head(x).of(self.families[0]), strict=True):
-                    level.append(model.patches(tokens)[inside])
-        size, seed = self.options.memory_rows, self.options.seed
-        return [coreset(bank(torch.cat(level)), size, seed=seed, method="random") for level in levels]
 
-    def views_of(self, rows: Rows) -> torch.Tensor:
+        def levels(x: torch.Tensor) -> list[torch.Tensor]:
+            return [model.patches(tokens) for tokens in model.head(x).of(self.families[0])]
+
+        return self.drawn(levels, rows[self.labels[rows] == 0])
+
+    def drawn(self, levels: Callable[[torch.Tensor], list[torch.Tensor]], rows: Rows) -> list[torch.Tensor]:
+        """Return the coreset per level of the valid patches of every view of rows."""
+        stem, valid = self.views_of(rows), self.valid[torch.from_numpy(rows)].repeat(len(self.views), 1)
+        parts = zip(stem.split(32), torch.split(valid, 32), strict=True)
+        with torch.no_grad():
+            patches = ([tokens[inside] for tokens in levels(x)] for x, inside in parts)
+            return draw(patches, int(valid.sum()), self.options.memory_rows, self.options.seed)
+
+    def views_of(self, rows: Rows) -> Stems:
         """Return (V B, N, W) stem tokens of all views, view-major, cached."""
-        missing = [int(i) for i in rows if int(i) not in self._stems]
+        # The last view, since Ctrl-C may come between two of them.
+        missing = [int(i) for i in rows if (int(i), len(self.views) - 1) not in self.store]
         for part in _batches(missing, 8):
             views = augment(self.data.images[part][:, None], self.views)[:, 0]  # (V B, H, W)
             stem = self._stem(views)
             stem = stem.reshape(len(self.views), len(part), *stem.shape[1:])  # (V, B, N, W)
-            for j, i in enumerate(part):
-                self._stems[i] = stem[:, j]
-        return torch.stack([self._stems[int(i)] for i in rows], dim=1).flatten(0, 1)
+            for view, tokens in enumerate(stem):
+                for i, x in zip(part, tokens, strict=True):
+                    self.store.put((i, view), x)
+        return Stems(self.store, [(int(i), view) for view in range(len(self.views)) for i in rows])
 
-    def _squares_of(self, rows: Rows) -> torch.Tensor:
-        return augment(self.data.squares[torch.from_numpy(rows)][:, None], self.views)[:, 0]  # (V B, H, W)
+    def token_bytes(self, images: int, fitted: int) -> int:
+        """Return what the tokens of images take, of which so many are fitted on."""
+        positions = self.backbone.grid**2 + self.backbone.prefix
+        return (images + fitted * len(self.views)) * positions * self.backbone.width * 4
+
+    def _masks_of(self, rows: Rows, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return (V B, …) of what ``reduce`` makes of (V b, H, W) masks, a few images at a time."""
+        parts = []
+        for part in _batches(rows.tolist(), 32):
+            made = reduce(augment(self.data.squares[part][:, None], self.views)[:, 0])
+            parts.append(made.reshape(len(self.views), len(part), *made.shape[1:]))
+        return torch.cat(parts, dim=1).flatten(0, 1).to(self.backbone.device)
 
     def _labels_of(self, rows: Rows) -> torch.Tensor:
         labels = torch.from_numpy(np.tile(self.labels[rows], len(self.views)))
@@ -199,8 +226,10 @@ class Shots:
         return torch.cat(parts)
 
     def _ours(self, model: MVFA, rows: Rows) -> Generator[float, None, None]:
-        covered = torch.nn.functional.avg_pool2d(self._squares_of(rows)[:, None], self.backbone.patch_px)
-        masks = covered.flatten(1).to(self.backbone.device) if self.masked else None  # (V B, P)
+        def covered(squares: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.avg_pool2d(squares[:, None], self.backbone.patch_px).flatten(1)
+
+        masks = self._masks_of(rows, covered) if self.masked else None  # (V B, P)
         valid = self.valid[torch.from_numpy(rows)].repeat(len(self.views), 1)
         data = TrainingSet(self.views_of(rows), masks, self._labels_of(rows), valid)
         return train_epochs(
@@ -214,8 +243,8 @@ class Shots:
         )
 
     def _published(self, model: MVFA, rows: Rows) -> Generator[float, None, None]:
-        device, stem, labels = self.backbone.device, self.views_of(rows), self._labels_of(rows)
-        masks = (self._squares_of(rows) > 0.5).float().to(device) if self.masked else None
+        stem, labels = self.views_of(rows), self._labels_of(rows)
+        masks = self._masks_of(rows, lambda squares: squares > 0.5) if self.masked else None
         optimisers = published_optimisers(model, self.families)
         generator = torch.Generator().manual_seed(self.options.seed)
         for _ in range(self.epochs):

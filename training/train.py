@@ -23,7 +23,7 @@ from training.foldstore import FoldStore, fingerprint
 from training.leakage import leakage_warnings
 from training.options import Options, Progress, Recipe
 from training.outcome import TrainingOutcome
-from training.plan import Plan, make_plan
+from training.plan import Plan, check_room, make_plan
 from training.pool import Pool, read_pool
 from training.records import records_of
 from training.shots import Expert, Shots
@@ -102,7 +102,7 @@ def train(
     Raises
     ------
     DataError
-        Too few patients or images of a class; the message says what is missing.
+        Too few patients or images of a class, or no room for so many; the message says what to do.
     CalibrationError
         The normal patients cannot support ``alpha``.
     KeyboardInterrupt
@@ -114,7 +114,8 @@ def train(
     pool = read_pool(site, backbone)
     plan = make_plan(pool, options, shots_per_class)
     _check_alpha(pool, alpha)
-    shots = Shots(backbone, pool.data, pool.labels, class_name, options)
+    shots = Shots(backbone, pool.data, pool.labels, class_name, options, resume_dir)
+    check_room(shots, pool, plan)
     print_of = fingerprint(pool, backbone.sha256, options, shots=shots_per_class, class_name=class_name)
     store = FoldStore(resume_dir, print_of)
     done, expert, notes = _fit_all(shots, pool, plan, store, progress)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from adapters.model import MVFA
+from training.stems import Stems
 
 
 class _Whitened(nn.Module):
@@ -27,7 +28,7 @@ class _Whitened(nn.Module):
         return weight
 
 
-def whiten(model: MVFA, stem: torch.Tensor, batch_size: int = 32) -> None:
+def whiten(model: MVFA, stem: torch.Tensor | Stems, batch_size: int = 32) -> None:
     """Let every down-projection work on whitened tokens while it is trained.
 
     A few directions hold most of a transformer's energy (a constant offset above all), and the published
@@ -45,7 +46,7 @@ def whiten(model: MVFA, stem: torch.Tensor, batch_size: int = 32) -> None:
     ]
     count = 0
     with torch.no_grad():
-        for part in torch.split(stem, batch_size):
+        for part in stem.split(batch_size):
             x = part.float()
             for i, level in enumerate(model.levels):
                 x = model.backbone.run_blocks(x, model.levels[i - 1], level) if i else x
