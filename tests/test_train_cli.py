@@ -293,6 +293,17 @@ def _pictures(root: Path, seed: int, folders: Iterable[tuple[str, bool]], masks:
                 Image.fromarray(mask).save(root / masks / f"{seed}{i}.png")
 
 
+def test_folders_with_the_same_file_names_are_trained_on_together(tmp_path: Path) -> None:
+    """Two folders whose pictures have the same names: each is a patient, for baselines, too."""
+    for name in ("first", "second"):
+        _pictures(tmp_path / name, 7, [("normal", False), ("abnormal", True)], "mask")
+    command = ("train", "-d", "first", "-d", "second", "--name", "x", "--alpha", 0.25, "--epochs", 1)
+    done = run(tmp_path, *command, "--baselines")
+    assert done.returncode == 0, done.stderr
+    assert " of 6 (" in rows_of(done.stdout)["flagged normal patients"]
+    assert "adapters minus PatchCore-style, image AUROC" in done.stdout
+
+
 def test_leave_out_fits_on_the_others_alone(tmp_path: Path) -> None:
     """Three folders of pictures: the one left out is evaluated by adapters of the other two."""
     for seed, name in enumerate(("one", "two", "three"), start=1):
