@@ -21,7 +21,7 @@ test: $(VENV)/.installed-test peers
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/python .ci/licences
-	$(RUN) pytest $(PYTEST_ARGS)
+	$(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 	@echo "make test: everything passed"
 
 lint: $(VENV)/.installed-test

@@ -90,13 +90,17 @@ def storage_sop_classes(private: Iterable[str] = ()) -> frozenset[str]:
         Those that pynetdicom knows, the retired ones of PS3.6, and the private ones.
     """
     known = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
-    known.update(str(uid) for uid in _STORAGE_CLASSES.values())
+    known.update(_OF_PYNETDICOM)
     retired = {
         uid
         for uid, (name, kind, _info, is_retired, _keyword) in UID_dictionary.items()
         if uid.startswith(_STORAGE_ROOT) and kind == "SOP Class" and is_retired and "Storage" in name
     }
     return frozenset(known | retired | set(private))
+
+
+# Taken at once: what a node registers for its own site is not what pynetdicom knows.
+_OF_PYNETDICOM = frozenset(str(uid) for uid in _STORAGE_CLASSES.values())
 
 
 def register_storage(sop_classes: Iterable[str]) -> None:

@@ -141,10 +141,17 @@ class IncomingProvider(DIMSEServiceProvider):
             super().receive_primitive(primitive)
         except LimitError as error:
             self._on_limit(error)
-            self._is_over = True
+            self._fall_silent()
             # "Invalid PDU": the state machine sends an A-ABORT (PS3.8 9.2.3.4, AA-8). An exception
             # would end its thread with the connection still open.
             self.dul.event_queue.put("Evt19")
+
+    def _fall_silent(self) -> None:
+        """Send nothing more: an answer behind the abort is an event that ends the state machine's thread."""
+        with self.sending, contextlib.suppress(queue.Empty):
+            self._is_over = True
+            while True:
+                self.dul.to_provider_queue.get_nowait()
 
     def _check(self, primitive: Any) -> None:
         self._bytes += sum(len(data) for _, data in primitive.presentation_data_value_list)
@@ -216,8 +223,10 @@ class IncomingProvider(DIMSEServiceProvider):
         self.refused[status] += 1
 
     def send_msg(self, primitive: Any, context_id: int) -> None:
-        """Send a message, all of it before any other."""
+        """Send a message, all of it before any other; none after an abort of ours."""
         with self.sending:
+            if self._is_over:
+                return
             super().send_msg(primitive, context_id)
 
     def discard(self) -> None:

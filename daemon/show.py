@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from daemon.errors import StudyError
 from daemon.index import DeliveryRecord, Index
-from daemon.offline import ScoredStudy
+
+if TYPE_CHECKING:  # it brings torch along, which a list of studies does not need
+    from daemon.offline import ScoredStudy
 
 
 def resolve_study(index: Index, text: str) -> str:

@@ -29,6 +29,12 @@ if TYPE_CHECKING:  # it imports this file
     from page_site import PageSite
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two workers that share the files then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> AdapterBundle:
     """Adapters fitted on a few phantom cases, read from DICOM as the daemon reads them."""

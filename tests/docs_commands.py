@@ -101,6 +101,7 @@ _OF_COMMAND = {
     ("user", "NAME"): "grace",
     ("tls", "FOLDER"): "first-try",
     ("feedback", "FOLDER"): "cases/feedback",
+    ("discard", "NAME"): "the-pacs-before",
 }
 _EVERYWHERE = {
     "NAME": "pacs",

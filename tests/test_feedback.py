@@ -240,9 +240,9 @@ def test_verdicts_of_the_page_become_cases(page_site: PageSite, tmp_path: Path) 
         assert page_site.ask(f"/api/studies/{uid}/verdicts", "otto", body=order).status == 200
         if number == 0 and len(findings) > 1:
             _daemon(page_site, "feedback", "export", str(tmp_path / "early"))
-            assert not list((tmp_path / "early").rglob("accepted-*.dcm"))
+            assert not list((tmp_path / "early" / uid).glob("accepted-*.dcm"))
     _daemon(page_site, "feedback", "export", str(tmp_path / "cases"))
-    (folder,) = {path.parent for path in (tmp_path / "cases").rglob("accepted-*.dcm")}
+    folder = tmp_path / "cases" / uid
     assert len(list(folder.glob("corrected-*.dcm"))) == 1
     site = _read(folder)
     assert {"SEG", "SR"} <= set(site.cases[0].sources)
