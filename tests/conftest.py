@@ -39,12 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _no_log_of_another_test() -> Iterator[None]:
     """A command that ran in this process leaves no handler behind, whose stream has ended with it."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
+    _forget_handlers()
     yield
-    for handler in [h for h in root.handlers if h not in before and type(h) is logging.StreamHandler]:
+    _forget_handlers()
+
+
+def _forget_handlers() -> None:
+    """Back to the root logger as it was; pytest's own handlers are of other types."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
         root.removeHandler(handler)
-    root.setLevel(level)
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
