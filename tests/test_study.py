@@ -423,3 +423,16 @@ def test_object_without_pixels_of_an_image_class_is_refused(tmp_path: Path) -> N
     """An image class without pixel data says so."""
     ds = base("1.2.840.10008.5.1.4.1.1.2", "CT")
     assert _assemble([ds], tmp_path).refusals[0].reason == "the object has no pixel data"
+
+
+def test_a_uid_of_another_representation_is_refused(tmp_path: Path) -> None:
+    """A SOP Instance UID that claims to be numbers of two bytes, and an odd count of them, ends in a reason."""
+    (ds,) = ct_series(1)
+    (path,) = write_all([ds], tmp_path)
+    uid = str(ds.SOPInstanceUID).encode()
+    content = path.read_bytes()
+    at = content.rindex(b"\x08\x00\x18\x00UI")
+    damaged = content[: at + 4] + b"US" + (len(uid) | 1).to_bytes(2, "little") + content[at + 8 :]
+    path.write_bytes(damaged)
+    study = assemble(ds.StudyInstanceUID, [path], max_frame_pixels=10**8, max_study_frames=10**4)
+    assert study.groups == () and len(study.refusals) == 1
