@@ -426,7 +426,7 @@ def test_object_without_pixels_of_an_image_class_is_refused(tmp_path: Path) -> N
 
 
 def test_a_uid_of_another_representation_is_refused(tmp_path: Path) -> None:
-    """A SOP Instance UID that claims to be numbers of two bytes, and an odd count of them, ends in a reason."""
+    """A SOP Instance UID that claims to be numbers of two bytes, an odd count of them, ends in a reason."""
     (ds,) = ct_series(1)
     (path,) = write_all([ds], tmp_path)
     uid = str(ds.SOPInstanceUID).encode()
