@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -252,28 +251,12 @@ def compare(settings: SettingsOption = None) -> None:
 
     Example: daemon adapters compare
     """
+    from daemon.show import shadows_table
+
     options, _ = load(settings)
     with open_index(options) as index:
         scores = index.scores()
-    main = {(s.study_instance_uid, s.revision, s.group_key): s for s in scores if not s.shadow}
-    table = Table(
-        "scored", "study", "series", "in use", "max", "findings", "shadow", "max", "findings", box=None
-    )
-    for shadow in (s for s in scores if s.shadow):
-        used = main.get((shadow.study_instance_uid, shadow.revision, shadow.group_key))
-        if used is None:
-            continue
-        table.add_row(
-            datetime.fromtimestamp(shadow.scored_at, UTC).strftime("%Y-%m-%d %H:%M"),
-            f"…{shadow.study_instance_uid[-12:]}",
-            f"…{shadow.series_instance_uid[-12:]}",
-            f"{used.bundle_name} {used.bundle_version}",
-            f"{used.maximum:.2f}",
-            str(used.findings),
-            f"{shadow.bundle_name} {shadow.bundle_version}",
-            f"{shadow.maximum:.2f}",
-            str(shadow.findings),
-        )
+    table = shadows_table(scores)
     out.print(table if table.row_count else "no shadow has scored yet: set shadow in a rule of settings.toml")
 
 

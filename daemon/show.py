@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
-from datetime import datetime
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from daemon.errors import StudyError
 from daemon.index import DeliveryRecord, Index
+from daemon.records import ScoreRecord
 
 if TYPE_CHECKING:  # it brings torch along, which a list of studies does not need
     from daemon.offline import ScoredStudy
@@ -159,3 +160,28 @@ def _time(seconds: float) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}"
+
+
+def shadows_table(scores: Iterable[ScoreRecord]) -> Table:
+    """What shadows said beside the bundles in use, on the same series; no row if no shadow has scored."""
+    scores = list(scores)
+    main = {(s.study_instance_uid, s.revision, s.group_key): s for s in scores if not s.shadow}
+    table = Table(
+        "scored", "study", "series", "in use", "max", "findings", "shadow", "max", "findings", box=None
+    )
+    for shadow in (s for s in scores if s.shadow):
+        used = main.get((shadow.study_instance_uid, shadow.revision, shadow.group_key))
+        if used is None:
+            continue
+        table.add_row(
+            datetime.fromtimestamp(shadow.scored_at, UTC).strftime("%Y-%m-%d %H:%M"),
+            f"…{shadow.study_instance_uid[-12:]}",
+            f"…{shadow.series_instance_uid[-12:]}",
+            f"{used.bundle_name} {used.bundle_version}",
+            f"{used.maximum:.2f}",
+            str(used.findings),
+            f"{shadow.bundle_name} {shadow.bundle_version}",
+            f"{shadow.maximum:.2f}",
+            str(shadow.findings),
+        )
+    return table
