@@ -21,7 +21,8 @@ test: $(VENV)/.installed-test peers
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/python .ci/licences
-	$(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@# Two workers share two cores: threads of theirs would wait for each other most of the time.
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 	@echo "make test: everything passed"
 
 lint: $(VENV)/.installed-test

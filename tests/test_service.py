@@ -19,6 +19,7 @@ from daemon.index import Index
 from daemon.part10 import read_file_header
 from daemon.phantom import make_case, write_case
 from daemon.spool import Spool
+from daemon.supervisor import ROLES
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
@@ -48,6 +49,14 @@ def _roles(daemon: RunningDaemon) -> dict[str, int]:
         if "--role" in arguments:
             found[arguments[arguments.index("--role") + 1]] = pid
     return found
+
+
+def _wait_until_all_have_read_their_settings(daemon: RunningDaemon) -> None:
+    """Each role takes its lock right after."""
+    deadline = time.monotonic() + 60.0
+    while not all((daemon.settings.service.data_dir / f"{role}.lock").exists() for role in ROLES):
+        assert daemon.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _reports(pacs: OrthancPeer, folder: Path) -> list[str]:
@@ -154,6 +163,7 @@ def test_wrong_settings_later_stop_only_the_role_that_needs_them(tmp_path: Path,
     """A typing mistake while the daemon runs keeps a role that died down; reception goes on."""
     daemon = start_daemon(free_port())
     good = daemon.settings_path.read_text()
+    _wait_until_all_have_read_their_settings(daemon)
     daemon.settings_path.write_text(good + "\n[nonsense]\n")
     os.kill(_roles(daemon)["score"], signal.SIGKILL)
     deadline = time.monotonic() + 60.0
