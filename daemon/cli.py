@@ -150,7 +150,7 @@ def send(
 
     Example: daemon send pacs results/
     """
-    from daemon.offline import find_studies
+    from daemon.given import find_studies
     from daemon.sender import send as c_store
 
     options, _ = load(settings)
@@ -187,12 +187,15 @@ def score(
 
     Example: daemon score export/ --out results --json
     """
-    from daemon.models import Models
-    from daemon.offline import find_studies, score_files
-    from daemon.show import print_scored, scored_as_dict
+    from daemon.given import find_studies
 
     options, _ = load(settings)
     studies, refusals = find_studies(paths)
+
+    from daemon.models import Models
+    from daemon.offline import score_files
+    from daemon.show import print_scored, scored_as_dict
+
     out_dir.mkdir(parents=True, exist_ok=True)  # an --out that cannot be made ends this before the work
     models = Models(options)
     if not models.versions():

@@ -261,7 +261,7 @@ def compare(settings: SettingsOption = None) -> None:
 
 
 def _groups(what: str, options: Settings) -> Iterator[FrameGroup]:
-    from daemon.offline import find_studies
+    from daemon.given import find_studies
     from daemon.results import is_own
     from daemon.show import resolve_study
     from daemon.spool import Spool

@@ -13,6 +13,7 @@ import typer
 
 from daemon.cli_site import (
     LesionOption,
+    check_folders,
     figure_values,
     figures_table,
     load_configured_backbone,
@@ -60,12 +61,6 @@ def evaluate(
     Example: daemon evaluate --bundle liver-ct --data other-hospital/
     Example: daemon evaluate --leave-out brain --data brain/ --data liver/ --data retina/
     """
-    from training.baselines import baselines_on
-    from training.evaluate import evaluate_bundle
-    from training.options import Options
-    from training.report import ReportContent, write_report
-    from training.train import PIXEL_FPR
-
     options, _ = load(settings)
     os.umask(0o077)
     names = class_name or []
@@ -75,15 +70,24 @@ def evaluate(
         raise SettingsError("two --data folders have the same name: --leave-out tells them apart by it")
     if image_size and not protocol:
         raise SettingsError("--image-size goes with --protocol; a bundle fits one size, that of its backbone")
+    for folder in [*data, *(fitted_on or [])]:
+        check_folders([folder])
+    found = None if protocol or leave_out else _bundle(bundle, options)
     backbone = load_configured_backbone(options, image_size)
     if protocol:
         _published(protocol, data, backbone, names, shots, as_json)
         return
-    if leave_out:
+    if found is None:
         evaluation = _leave_out(leave_out, data, names, backbone, options, lesion)
         _print_evaluation(evaluation, f"zero-shot on {leave_out}", as_json)
         return
-    found = _bundle(bundle, options)
+
+    from training.baselines import baselines_on
+    from training.evaluate import evaluate_bundle
+    from training.options import Options
+    from training.report import ReportContent, write_report
+    from training.train import PIXEL_FPR
+
     site = read_sites(data, found.normalisation, options, lesions=lesion)
     batch_size = options.model.batch_size or 16
     evaluation = or_fail(lambda: evaluate_bundle(found, backbone, site, batch_size=batch_size))

@@ -61,6 +61,13 @@ def normalisation(window: str, backbone: Backbone | None) -> Normalisation:
         ) from None
 
 
+def check_folders(folders: Sequence[Path]) -> None:
+    """End at once, before a model is loaded, where a folder is missing, empty or named twice."""
+    from training.site_roots import Roots
+
+    or_fail(lambda: Roots(folders))
+
+
 def read_sites(
     folders: Sequence[Path],
     normalisation: Normalisation,

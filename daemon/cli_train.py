@@ -18,6 +18,7 @@ from rich.table import Table
 
 from daemon.cli_site import (
     LesionOption,
+    check_folders,
     figures_table,
     load_configured_backbone,
     normalisation,
@@ -72,10 +73,12 @@ def train(
 
     options, _ = load(settings)
     _check(name, recipe)
+    check_folders(site_data)
     os.umask(0o077)  # bundles and reports hold features of patients
     if dry_run:
         _print_site(read_sites(site_data, normalisation(window, None), options, check=False, lesions=lesion))
         return
+    normalisation(window, None)  # a window that is none is better said before the model is loaded
     backbone = load_configured_backbone(options)
     pixels = normalisation(window, backbone)
     site = read_sites(site_data, pixels, options, lesions=lesion)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -11,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 
 from adapters.bundle import AdapterBundle
 from adapters.score import SliceScore
 from adapters.slices import Slice
 from daemon.analyst import make_job
-from daemon.errors import StudyError
 from daemon.jobs import JobRecord
 from daemon.pipeline import StudyResult, analyse, read_slice
 from daemon.preview import contact_sheet
@@ -25,7 +22,7 @@ from daemon.results import Analysis, is_own
 from daemon.serving import Choice, Models, Scorer, Serving
 from daemon.settings import Settings
 from daemon.sheet import sheet_slices
-from daemon.study import FrameGroup, Refusal, assemble
+from daemon.study import FrameGroup, assemble
 
 # Told what is in work, how many of its frames are read, and how many there are.
 Progress = Callable[[str, int, int], None]
@@ -40,38 +37,6 @@ class ScoredStudy:
     files: tuple[Path, ...]
 
 
-def find_studies(paths: Iterable[Path]) -> tuple[dict[str, list[Path]], list[Refusal]]:
-    """Group files by study.
-
-    Parameters
-    ----------
-    paths
-        Files and folders; folders are searched through.
-
-    Returns
-    -------
-    tuple
-        Study Instance UID → files, and a refusal for each file that is no DICOM object of a study.
-
-    Raises
-    ------
-    StudyError
-        A path does not exist.
-    """
-    studies: dict[str, list[Path]] = defaultdict(list)
-    refusals = []
-    for path in paths:
-        if not path.exists():
-            raise StudyError(f"{path} does not exist")
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-            try:
-                header = dcmread(file, stop_before_pixels=True, specific_tags=["StudyInstanceUID"])
-                studies[str(header.StudyInstanceUID)].append(file)
-            except Exception:  # any reader's error means the same here: not a DICOM object of a study
-                refusals.append(Refusal(file.name, "not a DICOM object with a Study Instance UID"))
-    return dict(studies), refusals
-
-
 def score_files(
     studies: dict[str, list[Path]],
     models: Models,
@@ -84,7 +49,7 @@ def score_files(
     Parameters
     ----------
     studies
-        From :func:`find_studies`.
+        From :func:`daemon.given.find_studies`.
     models, settings
         As the daemon has them.
     out

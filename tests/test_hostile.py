@@ -219,6 +219,7 @@ def holds_at_most(before: tuple[int, int], more: int) -> bool:
     return all(now - was <= more for was, now in zip(before, held(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
 def test_thousands_of_half_open_connections_give_way(
     tmp_path: Path, encrypted: bool, caplog: pytest.LogCaptureFixture

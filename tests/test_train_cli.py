@@ -21,6 +21,8 @@ from pydicom.dataset import Dataset
 
 from daemon.cli_train import _Course
 
+pytestmark = pytest.mark.slow
+
 IMAGES = Path(os.environ.get("SITE_IMAGES", Path(__file__).parents[2] / "shared" / "images"))
 BACKBONE = '[service]\ndata_dir = "data"\n[model]\ndevice = "cpu"\nthreads = 1\n'
 Done = subprocess.CompletedProcess[str]

@@ -28,8 +28,12 @@ KNOWN_PIXELMED = (
     # Its CID 100 is of an edition before the general LOINC codes for projection radiography.
     re.compile(r"Code \(43468-8,LN,.*not found in context group 100"),
 )
-# Newer Java stops at the number of operators in PixelMed's style sheet.
-_JAVA = "-Djdk.xml.xpathTotalOpLimit=0 -Djdk.xml.xpathExprOpLimit=0 -Djdk.xml.xpathExprGrpLimit=0"
+# Newer Java stops at the number of operators in PixelMed's style sheet. The program ends before the second
+# compiler has paid off.
+_JAVA = (
+    "-Djdk.xml.xpathTotalOpLimit=0 -Djdk.xml.xpathExprOpLimit=0 -Djdk.xml.xpathExprGrpLimit=0 "
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+)
 
 
 def require(program: str) -> str:

@@ -89,7 +89,7 @@ def fitted(modality: str, folder: Path) -> AdapterBundle:
         class_name="Brain" if modality == "MR" else "Chest",
         normalisation=normalisation,
         case_keys=[*keys[0], *keys[1]],
-        options=Options(folds=2),
+        options=Options(folds=2, epochs=12),
         modality=modality,
     )
 
