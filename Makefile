@@ -22,7 +22,7 @@ test: $(VENV)/.installed-test peers
 	$(RUN) mypy
 	$(VENV)/bin/python .ci/licences
 	@# Two workers share two cores: threads of theirs would wait for each other most of the time.
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 	@echo "make test: everything passed"
 
 lint: $(VENV)/.installed-test

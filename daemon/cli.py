@@ -102,8 +102,11 @@ def run(
 
     Example: daemon run --settings /etc/pacs-anomaly-daemon/settings.toml
     """
-    from daemon import service
-    from daemon.supervisor import ROLES, Supervisor
+    from daemon.resting import resting_collector
+
+    with resting_collector():
+        from daemon import service
+        from daemon.supervisor import ROLES, Supervisor
 
     options, path = load(settings)
     if role is not None and role not in ROLES:

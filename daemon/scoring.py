@@ -13,6 +13,7 @@ from daemon import workflows
 from daemon.index import Index
 from daemon.log import event
 from daemon.notify import wait
+from daemon.resting import resting_collector
 from daemon.settings import Settings
 from daemon.spool import Spool
 
@@ -66,14 +67,15 @@ def leave_loading() -> None:
 
 def _load(settings: Settings, index: Index, spool: Spool, pseudonym_key: bytes) -> tuple[Models, Analyst]:
     """Who scores, with the model in memory: a large one from a slow disk takes a minute."""
-    # torch and highdicom: only this role pays for them
-    from daemon.analyst import Analyst
-    from daemon.models import Models
+    with resting_collector():
+        # torch and highdicom: only this role pays for them
+        from daemon.analyst import Analyst
+        from daemon.models import Models
 
-    models = Models(settings)
-    try:
-        models.warm()
-    except AdapterError as error:
-        # Reception goes on; studies that cannot be scored meanwhile say why and can be retried.
-        event("model not ready", level=logging.ERROR, reason=str(error))
-    return models, Analyst(settings, index, spool, models, pseudonym_key)
+        models = Models(settings)
+        try:
+            models.warm()
+        except AdapterError as error:
+            # Reception goes on; studies that cannot be scored meanwhile say why and can be retried.
+            event("model not ready", level=logging.ERROR, reason=str(error))
+        return models, Analyst(settings, index, spool, models, pseudonym_key)

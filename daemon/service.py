@@ -25,6 +25,7 @@ from daemon.metrics import open_counters
 from daemon.notify import Pulse, notify, wait
 from daemon.prune import Pruner
 from daemon.receiver import Receiver
+from daemon.resting import resting_collector
 from daemon.scoring import leave_loading, serve_scoring
 from daemon.sections import DestinationSettings, PeerSettings
 from daemon.sender import Destination
@@ -228,8 +229,9 @@ def _send(settings: Settings, index: Index, spool: Spool, stop: threading.Event,
 
 
 def _web(settings: Settings, index: Index, spool: Spool, stop: threading.Event, trail: Trail) -> None:
-    # the web framework: only this role pays for it
-    from daemon.web.server import serve
+    with resting_collector():
+        # the web framework: only this role pays for it
+        from daemon.web.server import serve
 
     targets = [destination(entry, settings) for entry in settings.destinations]
     serve(settings, index, spool, targets, stop, trail)

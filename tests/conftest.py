@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from peers import free_port
+from xdist.scheduler import LoadScopeScheduling
 
 from adapters import registry
 from adapters.backbone import BackboneSpec, load_backbone
@@ -32,21 +33,31 @@ if TYPE_CHECKING:  # it imports this file
     from page_site import PageSite
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A worker has a file whole, and one of them all files that share the site of the page.
+# These files share the session's one site with a page.
+PAGE = ("test_page", "test_feedback")
 
-    Files with slow tests come first: workers then end at about the same time.
-    """
+
+class _Sharing(LoadScopeScheduling):  # type: ignore[misc]
+    """A worker has a file whole, and one of them all files of the page."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "page" if Path(file).name.startswith(PAGE) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Sharing:
+    """How ``make test`` shares the tests among its workers."""
+    return _Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The page's files, and those with slow tests, come first: workers then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    page = {item.path for item in items if "page_site" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path not in slow, item.path not in page))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("page" if item.path in page else item.path.stem))
+    items.sort(key=lambda item: (not item.path.name.startswith(PAGE), item.path not in slow))
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the collector need not look through it again and again (a tenth of the time)."""
+    """What was imported stays: the collector need not look through it again and again."""
     gc.collect()
     gc.freeze()
 
@@ -69,7 +80,7 @@ def _forget_handlers() -> None:
 
 @pytest.fixture(scope="session")
 def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> AdapterBundle:
-    """Adapters fitted on a few phantom cases, read from DICOM as the daemon reads them; once for all workers."""
+    """Adapters fitted on a few phantom cases, read from DICOM as the daemon does; once for all workers."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -183,7 +194,12 @@ def daemons(tmp_path: Path, *bundles: AdapterBundle) -> Iterator[Callable[..., R
     running: list[RunningDaemon] = []
 
     def start(
-        pacs_port: int, pacs_ae: str = "ORTHANC", quiet_s: float = 1.0, extra: str = ""
+        pacs_port: int,
+        pacs_ae: str = "ORTHANC",
+        quiet_s: float = 1.0,
+        extra: str = "",
+        *,
+        page: bool = False,
     ) -> RunningDaemon:
         folder = tmp_path / f"daemon-{len(running)}"
         folder.mkdir()
@@ -192,7 +208,7 @@ def daemons(tmp_path: Path, *bundles: AdapterBundle) -> Iterator[Callable[..., R
         lines = [
             '[service]\ndata_dir = "data"',
             f"[receiver]\nport = {free_port()}\nreserve_bytes = 1000000",
-            f"[web]\nport = {free_port()}",
+            f"[web]\nport = {free_port() if page else 0}",
             f"[study]\nquiet_s = {quiet_s}",
             "[delivery]\nquick_attempts = 1\nretry_delay_s = 1.0\nmaximum_delay_s = 2.0",
             "[engine]\npoll_s = 0.1\nmaximum_recovery_attempts = 20",

@@ -94,7 +94,7 @@ def test_no_patient_data_in_log_database_or_errors(
     good, files = _study(tmp_path / "ct", 901)
     broken, broken_file = _undecodable(tmp_path / "broken")
     odd, odd_file = _odd(tmp_path / "broken")
-    daemon = start_daemon(port, quiet_s=0.5)
+    daemon = start_daemon(port, quiet_s=0.5, page=True)
     storescu(daemon.port, *map(str, files))
     storescu(daemon.port, "-xv", str(broken_file))
     storescu(daemon.port, str(odd_file))
@@ -145,7 +145,7 @@ def test_log_has_no_uid_of_a_study(tmp_path: Path, start_daemon: Callable[..., R
     """A study in the log is its keyed hash; files of the data folder are their owner's alone."""
     uid, files = _study(tmp_path / "ct", 902)
     with orthanc(tmp_path) as pacs:
-        daemon = start_daemon(pacs.port, quiet_s=0.3)
+        daemon = start_daemon(pacs.port, quiet_s=0.3, page=True)
         storescu(daemon.port, *map(str, files))
         daemon.wait_for(
             lambda index: (

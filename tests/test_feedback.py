@@ -307,7 +307,9 @@ def reading(tmp_path_factory: pytest.TempPathFactory, phantom_bundle: AdapterBun
     """Three studies with findings, delivered."""
     folder = tmp_path_factory.mktemp("reading")
     with storescp(folder) as pacs, daemons(folder, phantom_bundle) as start:
-        site = PageSite(start(pacs.port, pacs.ae_title, quiet_s=0.5), folder, ("", ""), "", "", "", "")
+        site = PageSite(
+            start(pacs.port, pacs.ae_title, quiet_s=0.5, page=True), folder, ("", ""), "", "", "", ""
+        )
         wait_for_port(site.daemon.settings.web.port, site.daemon.process, 90.0)
         site.add_user("vera", "viewer")
         found = [make_case(901 + i, abnormal=True, slices=12, seed=1) for i in range(3)]

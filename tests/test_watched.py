@@ -44,7 +44,7 @@ def test_a_study_is_seen_in_metrics_health_and_log(
     files = list(write_case(case, tmp_path / "ct"))
     with orthanc(tmp_path) as pacs:
         certificate = f'[tls]\ncertificate = "{tmp_path}/tls/server.crt"\nkey = "{tmp_path}/tls/server.key"'
-        daemon = start_daemon(pacs.port, quiet_s=0.3, extra=certificate)
+        daemon = start_daemon(pacs.port, quiet_s=0.3, extra=certificate, page=True)
         storescu(daemon.port, *map(str, files))
         daemon.wait_for(
             lambda index: (
