@@ -115,7 +115,7 @@ def _fit_on_phantoms(folder: Path) -> AdapterBundle:
         class_name="Chest",
         normalisation=normalisation,
         case_keys=normal_keys + abnormal_keys,
-        options=Options(folds=2, epochs=12),
+        options=Options(folds=2),
     )
 
 

@@ -162,7 +162,7 @@ def test_every_study_of_the_zoo_ends_scored_or_refused_with_a_reason(
 ) -> None:
     """Every zoo file that DCMTK can send ends scored or refused with a reason, and the daemon is alive."""
     with orthanc(tmp_path) as pacs:
-        daemon = start_daemon(pacs.port)
+        daemon = start_daemon(pacs.port, page=True)
         for file in sorted(ZOO.rglob("*.dcm")):
             dcmtk(
                 "dcmsend", "-aec", "ANOMALYD", "-aet", "ZOO", "+dls", "127.0.0.1", str(daemon.port), str(file)

@@ -213,7 +213,7 @@ def test_a_port_in_use_ends_the_start_and_names_the_key(tmp_path: Path, start_da
 
 def test_a_second_daemon_on_one_folder_stops(tmp_path: Path, start_daemon: Start) -> None:
     """Two daemons, one data folder: the second ends with 2 and says so, the first is unharmed."""
-    daemon = start_daemon(free_port())
+    daemon = start_daemon(free_port(), page=True)
     path = tmp_path / "second.toml"
     text = daemon.settings_path.read_text().replace('"data"', f'"{daemon.settings.service.data_dir}"')
     path.write_text(re.sub(r"(\[receiver\]\nport = )\d+", rf"\g<1>{free_port()}", text))
