@@ -21,8 +21,9 @@ test: $(VENV)/.installed-test peers
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(VENV)/bin/python .ci/licences
-	@# Two workers share two cores: threads of theirs would wait for each other most of the time.
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	@# Three workers keep two cores busy: tests wait for a third of their time. With threads of their own
+	@# they would wait for each other.
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 	@echo "make test: everything passed"
 
 lint: $(VENV)/.installed-test

@@ -20,10 +20,10 @@ def markdown(stored: Mapping[str, Any]) -> str:
     """Return all tables that have figures."""
     cpu, gpu = stored.get("CPU", {}), stored.get("GPU", {})
     lines: list[str] = []
-    if "cpu" in cpu:
-        lines += [*_contest("ViT-L-14-336 at 240 px", cpu["cpu"]), ""]
-    if "small" in cpu:
-        lines += [*_contest("the tiny backbone on every test image", cpu["small"]), ""]
+    models = {"cpu": "ViT-L-14-336 at 240 px", "small": "the tiny backbone on every test image"}
+    for part, model in models.items():
+        for tasks in _measured_together(cpu.get(part, {})):
+            lines += [*_contest(model, tasks), ""]
     if "blocks" in cpu:
         lines += [*_blocks(cpu["blocks"]["all"]), ""]
     if "path" in cpu:
@@ -32,6 +32,14 @@ def markdown(stored: Mapping[str, Any]) -> str:
         lines += [*_memory(cpu["memory"]), ""]
     lines += _gpu(gpu)
     return "\n".join(lines)
+
+
+def _measured_together(tasks: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Tasks that one machine measured on one day."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for task, value in tasks.items():
+        found.setdefault((value["date"], value["machine"]["cpu"]), {})[task] = value
+    yield from found.values()
 
 
 def _where(value: Mapping[str, Any]) -> str:

@@ -245,6 +245,31 @@ def test_check_tells_how_to_get_weights_without_network(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists(), "a check leaves nothing behind"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "score absent --out results",
+        "send pacs absent",
+        "train --site-data absent --name liver --class-name Liver",
+        "evaluate --bundle liver --data absent",
+    ],
+)
+def test_a_path_that_is_missing_is_told_before_the_model_is_loaded(arguments: str, tmp_path: Path) -> None:
+    """Nobody waits until torch is there to read that a name was mistyped."""
+    _settings(tmp_path, _destination(free_port()))
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "daemon", *arguments.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and "does not exist" in done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "daemon.cli" in imported and "torch" not in imported
+
+
 def test_check_finds_a_dead_pacs_in_finite_time(tmp_path: Path) -> None:
     """A destination that nobody listens at is an error of the check, a deaf modality only a warning."""
     peer = f'[[peers]]\nname = "ct1"\nae_title = "CT1"\nhost = "127.0.0.1"\nport = {free_port()}\n'
