@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python -m
 
-.PHONY: demo test lint types setup peers bench licences audit clean help
+.PHONY: demo test pytest lint types setup peers bench licences audit clean help
 
 help:
 	@echo "make demo   set up, then run the main job on a phantom site"
@@ -19,12 +19,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test peers
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) mypy
 	$(VENV)/bin/python .ci/licences
-	@# Three workers keep two cores busy: tests wait for a third of their time. With threads of their own
-	@# they would wait for each other.
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(MAKE) --jobs=2 --no-print-directory types pytest
 	@echo "make test: everything passed"
+
+# Two workers share two cores: threads of theirs would wait for each other most of the time.
+pytest: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(RUN) ruff check .

@@ -70,18 +70,6 @@ def _pictures(folder: Path, seed: int, count: int = 20) -> None:
             _save(folder / "mask" / name, mask.astype(np.float32))
 
 
-def _bmad(folder: Path) -> None:
-    """The layout of BMAD, few pictures each."""
-    rng = np.random.default_rng(5)
-    for part in ("valid", "test"):
-        for kind in ("good", "Ungood"):
-            for number in range(5):
-                pixels, mask = picture(rng, kind == "Ungood")
-                base = folder / "Brain_AD" / part / kind
-                _save(base / "img" / f"{number}.png", pixels)
-                _save(base / "anomaly_mask" / f"{number}.png", mask.astype(np.float32))
-
-
 def _save(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((values * 255).astype(np.uint8)).save(path)
@@ -119,7 +107,6 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, phantom_bundle: AdapterBun
                 ("export", "cases/first", "other-hospital", "brain", "liver", "retina")
             ):
                 _pictures(folder / name, number)
-            _bmad(folder / "bmad")
             case = make_case(901, abnormal=True, slices=12, seed=1)
             files = write_case(case, folder / "studies")
             words = RUNNING[0].split()
