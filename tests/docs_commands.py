@@ -24,7 +24,7 @@ NOT_RUN = {
     "make demo": "sets the environment up anew; what it then runs, `daemon demo`, is run here",
     "make test": "is what runs these tests",
     "make licences": "may set the environment up anew; `make test` runs what it does",
-    "daemon evaluate --protocol mvfa": "fits for 50 epochs; tests/test_train_cli.py runs it on the same layout",
+    "daemon evaluate --protocol mvfa": "fits for 50 epochs; tests/test_train_cli.py runs the same",
     "python -m benchmarks.real_tasks": "needs the shared data and an hour",
     "python -m benchmarks.faults": "kills processes for hours; tests/test_faults.py runs it in small",
 }
