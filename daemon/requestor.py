@@ -163,8 +163,6 @@ def associate(
         raise SendError(f"{destination.name}: the host {destination.host} is unknown") from error
     try:
         if not assoc.is_established:
-            # A peer may close right behind its rejection: the association's thread still reads why.
-            assoc.join(1.0)
             reason = ae.tls_failure and f"TLS with {destination.host}:{destination.port}: {ae.tls_failure}"
             reason = reason or _refusal(assoc, destination, bool(connected))
             raise SendError(f"{destination.name}: {reason}")
