@@ -50,6 +50,20 @@ class _Socket(AssociationSocket):
     """A socket whose handshake is bounded in time, that is always closed, and that says why TLS failed."""
 
     failure = ""
+    _connected_once = False
+
+    @property
+    def _is_connected(self) -> bool:
+        """True once the peer was there, also after the end; `socket` says whether it still is.
+
+        The thread that negotiates asks for this first, and then takes the answer. In pynetdicom 3.0.4
+        a peer that rejects and closes before that thread runs counts as one that was never there.
+        """
+        return self._connected_once
+
+    @_is_connected.setter
+    def _is_connected(self, connected: bool) -> None:
+        self._connected_once |= connected
 
     def connect(self, primitive: Any) -> None:
         """Connect, and encrypt where that is wanted."""

@@ -12,8 +12,11 @@ from peers import free_port, orthanc, storescp
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, build_context, evt
+from pynetdicom.sop_class import Verification
 
 from daemon.dimse import storage_sop_classes
+from daemon.errors import SendError
+from daemon.requestor import associate
 from daemon.sender import Destination, echo, probe, send
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -152,6 +155,26 @@ def test_a_dead_port_is_an_outcome_not_an_exception(files: list[Path]) -> None:
     assert not outcome.ok and outcome.status is None
     assert f"127.0.0.1:{port}" in outcome.reason
     assert not echo(here(port)).ok
+
+
+def test_a_quick_rejection_is_not_taken_for_a_peer_that_is_away() -> None:
+    """A peer rejects and closes before our thread comes round to its answer: it still counts as rejected."""
+
+    def dawdle(_: evt.Event) -> None:
+        time.sleep(0.5)
+
+    ae = AE(ae_title="PACS")
+    ae.add_supported_context(Verification)
+    ae.require_called_aet = True
+    server = ae.start_server(("127.0.0.1", 0), block=False)
+    attempt = associate(
+        here(server.server_address[1], ae_title="WRONG"),
+        [(Verification, (ImplicitVRLittleEndian,))],
+        [(evt.EVT_REQUESTED, dawdle)],
+    )
+    with pytest.raises(SendError, match=r"rejected .*ANOMALYD \(ours\) and WRONG \(theirs\)"), attempt:
+        pass
+    server.shutdown()
 
 
 def test_an_unknown_host_is_named() -> None:
