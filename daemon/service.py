@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +29,8 @@ from daemon.sections import DestinationSettings, PeerSettings
 from daemon.sender import Destination
 from daemon.settings import Settings
 from daemon.spool import Spool
-from daemon.supervisor import PARENT_VARIABLE
+from daemon.stopping import stop_event
+from daemon.supervisor import PATIENCE_S
 from daemon.tls import credentials, server_context
 
 
@@ -50,7 +49,8 @@ def run_role(role: str, settings: Settings) -> None:
     SettingsError
         Another process has this role for the same data folder, or the port is taken.
     """
-    stop = _stop_event()
+    # Just before the supervisor loses its patience.
+    stop = stop_event(settings.service.stop_timeout_s + PATIENCE_S - 1.0)
     # The one before may still finish its work: as long as it may, and a little longer.
     with only_one(role, settings, settings.service.stop_timeout_s + 10.0):
         open_counters(settings.metrics_dir, role)
@@ -235,23 +235,6 @@ def _web(settings: Settings, index: Index, spool: Spool, stop: threading.Event, 
 
     targets = [destination(entry, settings) for entry in settings.destinations]
     serve(settings, index, spool, targets, stop, trail)
-
-
-def _stop_event() -> threading.Event:
-    """Set by SIGTERM or SIGINT, and when the supervisor is gone (it may have been killed)."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    # By the supervisor's word: it may be dead before we come as far as to ask who our parent is.
-    parent = int(os.environ.get(PARENT_VARIABLE, os.getppid()))
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            if os.getppid() != parent:
-                stop.set()
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-    return stop
 
 
 @contextlib.contextmanager

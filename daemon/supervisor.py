@@ -24,6 +24,7 @@ ROLES = ("receive", "score", "send", "web")  # also the order of stopping: stop 
 # The main job goes on without these, whatever is wrong with their settings.
 _OPTIONAL = frozenset({"web"})
 PARENT_VARIABLE = "PACS_ANOMALY_SUPERVISOR"  # process id of the supervisor, for its roles
+PATIENCE_S = 5.0  # how long after its time a role is killed
 _RESTART_DELAYS_S = (0.2, 1.0, 5.0, 15.0, 60.0)
 _STEADY_S = 60.0
 
@@ -140,7 +141,7 @@ class Supervisor:
             return
         child.process.terminate()
         try:
-            child.process.wait(self._stop_timeout_s + 5)
+            child.process.wait(self._stop_timeout_s + PATIENCE_S)
         except subprocess.TimeoutExpired:
             event("role did not stop in time; killed", level=logging.ERROR, role=child.role)
             child.process.kill()

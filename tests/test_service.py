@@ -84,9 +84,9 @@ def test_sigterm_drains_and_the_next_start_finishes(tmp_path: Path, start_daemon
         children = daemon.children()
         started = time.monotonic()
         assert daemon.stop() == 0
+        assert "killed" not in (log := daemon.log.read_text()), log
         assert time.monotonic() - started < daemon.settings.service.stop_timeout_s + 5
         assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
-        assert "killed" not in daemon.log.read_text()
         daemon.start_again()
         daemon.wait_for(_delivered(study))
         assert daemon.stop() == 0
