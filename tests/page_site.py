@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import subprocess
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,6 +14,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import commands
 import factories
 import numpy as np
 from conftest import RunningDaemon
@@ -117,14 +116,8 @@ class PageSite:
 
     def add_user(self, name: str, role: str) -> None:
         """``daemon user add``, the password through a pipe."""
-        command = [sys.executable, "-m", "daemon", "user", "add", name, "--role", role]
-        subprocess.run(
-            [*command, "--settings", str(self.daemon.settings_path)],
-            input=f"{PASSWORD}\n",
-            text=True,
-            check=True,
-            capture_output=True,
-        )
+        words = ("user", "add", name, "--role", role, "--settings", self.daemon.settings_path)
+        commands.run(*words, given=f"{PASSWORD}\n").check_returncode()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import factories
 import pytest
 import typer
+from commands import Done, run
 from conftest import RunningDaemon
 from peers import free_port, heed_interrupts, orthanc
 from pydicom import dcmread
@@ -24,21 +25,6 @@ from daemon import cli
 from daemon.index import Index
 from daemon.phantom import make_case, write_case
 from daemon.spool import StoredInstance
-
-Done = subprocess.CompletedProcess[str]
-
-
-def _daemon(*arguments: object, cwd: Path, **environment: str) -> Done:
-    """Run ``python -m daemon`` in a folder of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "daemon", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        timeout=120,
-        check=False,
-    )
 
 
 def _settings(folder: Path, text: str = "") -> Path:
@@ -95,7 +81,7 @@ def test_every_command_has_help_with_an_example_of_itself() -> None:
 
 def test_help_states_the_exit_codes(tmp_path: Path) -> None:
     """``daemon --help`` documents the exit codes, and itself ends with 0."""
-    done = _daemon("--help", cwd=tmp_path)
+    done = run("--help", cwd=tmp_path)
     text = " ".join(done.stdout.split())
     assert done.returncode == 0
     assert "0 done, 1 the work failed, 2 settings or arguments are wrong, 130 interrupted" in text
@@ -113,7 +99,7 @@ def test_help_states_the_exit_codes(tmp_path: Path) -> None:
 def test_a_mistake_in_the_settings_names_the_key_and_ends_with_2(tmp_path: Path, text: str, key: str) -> None:
     """An unknown key, a value out of range, a wrong type and broken TOML: one clear error each."""
     _settings(tmp_path, text)
-    done = _daemon("check", cwd=tmp_path)
+    done = run("check", cwd=tmp_path)
     assert done.returncode == 2
     assert key in _clean(done)
     assert done.stdout == ""
@@ -141,7 +127,7 @@ def test_a_users_mistake_is_one_line_and_an_exit_code(
 ) -> None:
     """No mistake of a user ends in a traceback; the message says what is wrong."""
     _settings(tmp_path, _destination(free_port()))
-    done = _daemon(*arguments, cwd=tmp_path)
+    done = run(*arguments, cwd=tmp_path)
     assert says in _clean(done)
     assert done.returncode == code
 
@@ -150,10 +136,10 @@ def test_what_is_no_bundle_is_not_imported(tmp_path: Path) -> None:
     """A file that is no adapter bundle ends with 1 and a reason, and nothing is in use."""
     _settings(tmp_path)
     (tmp_path / "junk.safetensors").write_bytes(b"junk" * 100)
-    done = _daemon("adapters", "import", "junk.safetensors", cwd=tmp_path)
+    done = run("adapters", "import", "junk.safetensors", cwd=tmp_path)
     assert done.returncode == 1
     assert "error: " in _clean(done)
-    assert "no bundles" in _daemon("adapters", "list", cwd=tmp_path).stdout
+    assert "no bundles" in run("adapters", "list", cwd=tmp_path).stdout
 
 
 def test_score_writes_results_and_json_alone_on_stdout(tmp_path: Path, bundle_file: Path) -> None:
@@ -162,9 +148,9 @@ def test_score_writes_results_and_json_alone_on_stdout(tmp_path: Path, bundle_fi
     case = make_case(901, abnormal=True, seed=1)
     write_case(case, tmp_path / "ct")
     (tmp_path / "ct" / "notes.txt").write_text("no DICOM")
-    assert _daemon("adapters", "import", bundle_file, cwd=tmp_path).returncode == 0
-    assert "→phantom-ct" in _daemon("adapters", "list", cwd=tmp_path).stdout.replace(" ", "")
-    done = _daemon("score", "ct", "--out", "results", "--json", cwd=tmp_path)
+    assert run("adapters", "import", bundle_file, cwd=tmp_path).returncode == 0
+    assert "→phantom-ct" in run("adapters", "list", cwd=tmp_path).stdout.replace(" ", "")
+    done = run("score", "ct", "--out", "results", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (study,) = json.loads(done.stdout)
     assert study["study_instance_uid"] == case.study_instance_uid
@@ -204,7 +190,7 @@ def test_a_study_with_nothing_to_score_ends_with_1(tmp_path: Path, phantom_bundl
     _settings(tmp_path)
     _put_to_use(tmp_path, phantom_bundle)
     factories.write_all([factories.localizer()], tmp_path / "scout")
-    done = _daemon("score", "scout", "--out", "results", cwd=tmp_path)
+    done = run("score", "scout", "--out", "results", cwd=tmp_path)
     assert done.returncode == 1
     assert "nothing could be scored" in _clean(done)
     assert "not scored: 1 ×" in done.stdout
@@ -237,7 +223,7 @@ def test_an_interrupt_ends_with_130(tmp_path: Path, phantom_bundle: AdapterBundl
 def test_check_tells_how_to_get_weights_without_network(tmp_path: Path) -> None:
     """A missing weight file fails the check with the way to get it, before any bundle is there."""
     _settings(tmp_path, '[model]\nbackbone = "ViT-B-32"\nweights = "/nowhere/clip.safetensors"\n')
-    done = _daemon("check", cwd=tmp_path)
+    done = run("check", cwd=tmp_path)
     assert done.returncode == 1
     assert "clip.safetensors is missing" in done.stdout
     assert "on a machine with network access download the file, copy it here" in done.stdout
@@ -274,7 +260,7 @@ def test_check_finds_a_dead_pacs_in_finite_time(tmp_path: Path) -> None:
     """A destination that nobody listens at is an error of the check, a deaf modality only a warning."""
     peer = f'[[peers]]\nname = "ct1"\nae_title = "CT1"\nhost = "127.0.0.1"\nport = {free_port()}\n'
     _settings(tmp_path, _destination(free_port()) + peer)
-    done = _daemon("check", cwd=tmp_path)
+    done = run("check", cwd=tmp_path)
     assert done.returncode == 1
     lines = {line.split()[1]: line for line in done.stdout.splitlines()[1:]}
     assert "✗" in lines["destination"] and "pacs  no connection to 127.0.0.1" in lines["destination"]
@@ -288,12 +274,12 @@ def test_check_echo_and_send_with_a_real_pacs(tmp_path: Path) -> None:
     write_case(case, tmp_path / "ct")
     with orthanc(tmp_path) as pacs:
         _settings(tmp_path, "[receiver]\nreserve_bytes = 1000\n" + _destination(pacs.port))
-        checked = _daemon("check", cwd=tmp_path)
+        checked = run("check", cwd=tmp_path)
         assert checked.returncode == 0, checked.stdout
         assert "answers and accepts SEG and SR" in checked.stdout
-        answered = _daemon("echo", "pacs", cwd=tmp_path)
+        answered = run("echo", "pacs", cwd=tmp_path)
         assert answered.returncode == 0 and "pacs: answers" in answered.stdout
-        sent = _daemon("send", "pacs", "ct", cwd=tmp_path)
+        sent = run("send", "pacs", "ct", cwd=tmp_path)
         assert sent.returncode == 0 and "3 of 3 instances stored at pacs" in sent.stdout
         assert len(pacs.instances()) == 3
 
@@ -304,7 +290,7 @@ def test_echo_and_send_to_a_dead_port_fail_in_one_line(tmp_path: Path) -> None:
     port = free_port()
     _settings(tmp_path, _destination(port))
     for arguments in (["echo", "pacs"], ["send", "pacs", "ct"]):
-        done = _daemon(*arguments, cwd=tmp_path)
+        done = run(*arguments, cwd=tmp_path)
         assert done.returncode == 1
         lines = [line for line in _clean(done).splitlines() if "event=" not in line]
         assert len(lines) == 1 and f"no connection to 127.0.0.1:{port}" in lines[0], lines
@@ -315,7 +301,7 @@ def test_echo_names_the_ae_titles_of_a_rejected_association(tmp_path: Path) -> N
     """A wrong AE title: the error says which two to compare."""
     with orthanc(tmp_path) as pacs:
         _settings(tmp_path, _destination(pacs.port, "SOMEBODY"))
-        done = _daemon("echo", "pacs", cwd=tmp_path)
+        done = run("echo", "pacs", cwd=tmp_path)
     assert done.returncode == 1
     assert "check AE titles ANOMALYD (ours) and SOMEBODY (theirs)" in _clean(done)
 
@@ -346,25 +332,25 @@ def test_studies_and_show_find_a_study_by_the_end_of_its_uid(tmp_path: Path) -> 
     """Whole UIDs in a pipe, one study a line; show and retry take the end of a UID, if one study has it."""
     _settings(tmp_path)
     _received(tmp_path, ["1.2.826.0.1.3680043.8.498.11111111111111111111111111111111111", "1.2.3.45"])
-    listed = _daemon("studies", cwd=tmp_path)
+    listed = run("studies", cwd=tmp_path)
     assert listed.returncode == 0
     rows = listed.stdout.splitlines()[1:]
     assert [row.split()[2] for row in rows] == [
         "1.2.3.45",
         "1.2.826.0.1.3680043.8.498.11111111111111111111111111111111111",
     ]
-    shown = _daemon("show", "3.45", cwd=tmp_path)
+    shown = run("show", "3.45", cwd=tmp_path)
     assert "study      1.2.3.45" in shown.stdout and "receiving" in shown.stdout
-    unclear = _daemon("show", "2.99", cwd=tmp_path)
+    unclear = run("show", "2.99", cwd=tmp_path)
     assert unclear.returncode == 1
     assert "0 studies end in '2.99'" in _clean(unclear)
-    again = _daemon("retry", "3.45", cwd=tmp_path)
+    again = run("retry", "3.45", cwd=tmp_path)
     assert again.returncode == 0 and "it will be scored again" in again.stdout
 
 
 @pytest.mark.peer
 @pytest.mark.slow
-def test_studies_show_and_retry_beside_a_running_daemon(
+def test_studies_show_and_retry_beside_a_runningrun(
     tmp_path: Path, start_daemon: Callable[..., RunningDaemon]
 ) -> None:
     """What a study became is shown while the daemon runs; retry of a scored one says what it does."""
@@ -382,9 +368,9 @@ def test_studies_show_and_retry_beside_a_running_daemon(
             )
         )
         options = ["--settings", daemon.settings_path]
-        listed = _daemon("studies", *options, cwd=tmp_path)
+        listed = run("studies", *options, cwd=tmp_path)
         assert case.study_instance_uid in listed.stdout and "sent" in listed.stdout
-        shown = _daemon("show", case.study_instance_uid, *options, cwd=tmp_path)
+        shown = run("show", case.study_instance_uid, *options, cwd=tmp_path)
         assert "state      scored (revision 1)" in shown.stdout
         assert "delivery   pacs: sent after 1 attempts" in shown.stdout
         assert "revision 1 SR" in shown.stdout
@@ -396,7 +382,7 @@ def test_studies_show_and_retry_beside_a_running_daemon(
 def test_a_database_that_cannot_be_opened_is_one_line_without_the_url(tmp_path: Path, url: str) -> None:
     """A wrong database URL names its key and does not repeat the password in it."""
     (tmp_path / "settings.toml").write_text(f'[service]\ndatabase = "{url}"\n')
-    done = _daemon("studies", cwd=tmp_path)
+    done = run("studies", cwd=tmp_path)
     assert done.returncode == 1
     assert "service.database" in _clean(done)
     assert "SECRET" not in done.stderr

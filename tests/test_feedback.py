@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import commands
 import factories
 import numpy as np
 import pytest
@@ -175,8 +174,7 @@ def _box_mask(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _daemon(site: PageSite, *arguments: str) -> str:
-    command = [sys.executable, "-m", "daemon", *arguments, "--settings", str(site.daemon.settings_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.run(*arguments, "--settings", site.daemon.settings_path)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,11 +1,10 @@
 """Which bundle serves: rules, promotion while running, shadows, explanations."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import commands
 import pytest
 from analyses import make_group
 from conftest import RunningDaemon
@@ -129,5 +128,6 @@ def test_a_promotion_serves_the_next_study_without_a_restart(
 
 
 def _daemon(daemon: RunningDaemon, *arguments: str) -> str:
-    command = [sys.executable, "-m", "daemon", *arguments, "--settings", str(daemon.settings_path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    done = commands.run(*arguments, "--settings", daemon.settings_path)
+    done.check_returncode()
+    return done.stdout

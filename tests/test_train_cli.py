@@ -4,17 +4,16 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import site_factories as make
 import test_site_malformed as malformed
-from peers import heed_interrupts
+from commands import Done
 from phantoms import picture
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -25,33 +24,24 @@ pytestmark = pytest.mark.slow
 
 IMAGES = Path(os.environ.get("SITE_IMAGES", Path(__file__).parents[2] / "shared" / "images"))
 BACKBONE = '[service]\ndata_dir = "data"\n[model]\ndevice = "cpu"\nthreads = 1\n'
-Done = subprocess.CompletedProcess[str]
 
 
-def start(folder: Path, *arguments: object, model: str = "") -> "subprocess.Popen[str]":
-    """Start ``python -m daemon`` in a folder with settings of its own."""
+def start(folder: Path, *arguments: object, model: str = "") -> commands.Command:
+    """Start ``daemon`` in a folder with settings of its own."""
     folder.mkdir(exist_ok=True)
     (folder / "settings.toml").write_text(BACKBONE + model)
-    return subprocess.Popen(
-        [sys.executable, "-m", "daemon", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=heed_interrupts,
-    )
+    return commands.start(*arguments, cwd=folder)
 
 
-def finish(process: "subprocess.Popen[str]") -> Done:
+def finish(command: commands.Command) -> Done:
     """Wait for the end; a traceback on the way is a failure."""
-    out, err = process.communicate(timeout=120)
-    assert "Traceback" not in out + err, err
-    return Done(process.args, process.returncode, out, err)
+    done = command.finish()
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return done
 
 
 def run(folder: Path, *arguments: object, model: str = "") -> Done:
-    """Run ``python -m daemon`` to its end."""
+    """Run ``daemon`` to its end."""
     return finish(start(folder, *arguments, model=model))
 
 

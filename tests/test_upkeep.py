@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import alembic.command
 import alembic.config
+import commands
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -88,8 +88,9 @@ class Desk:
 
     def daemon(self, *arguments: str) -> str:
         """Run a command of ``daemon`` with these settings and return what it says."""
-        command = [sys.executable, "-m", "daemon", *arguments, "--settings", str(self.path)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        done = commands.run(*arguments, "--settings", self.path)
+        done.check_returncode()
+        return done.stdout
 
     def files(self) -> list[str]:
         """Instances and results on disk."""
