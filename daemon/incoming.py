@@ -98,6 +98,8 @@ _COMMAND_BYTES = 16 * 1024
 _BUSY_WAIT_S = 0.005
 _IDLE_WAIT_S = 0.1
 _BUSY_S = 1.0
+# Whoever waits for an answer looks this often whether the association still stands.
+_LOOK_S = 0.2
 
 
 class IncomingProvider(DIMSEServiceProvider):
@@ -117,6 +119,8 @@ class IncomingProvider(DIMSEServiceProvider):
         self._started = self._active = time.monotonic()
         self._bytes = 0
         self._is_over = False
+        # A request of ours was sent, and somebody waits for the answer to it.
+        self._awaits_answer = False
         # Statuses of the C-STORE requests that get_msg answered.
         self.refused: Counter[int] = Counter()
 
@@ -176,26 +180,33 @@ class IncomingProvider(DIMSEServiceProvider):
         Over an unknown SOP class it would abort the association, and with it the instances that
         follow; to an incomplete request it would give no answer at all.
         """
-        if not block:
-            with contextlib.suppress(queue.Empty):
-                idle = time.monotonic() - self._active > _BUSY_S
-                return self._served(*self.msg_queue.get(timeout=_IDLE_WAIT_S if idle else _BUSY_WAIT_S))
+        if block:
+            return self._answer()
+        idle = time.monotonic() - self._active > _BUSY_S
+        try:
+            found = self.msg_queue.get(timeout=_IDLE_WAIT_S if idle else _BUSY_WAIT_S)
+        except queue.Empty:
             return None, None
-        return self._answer()
+        if self._awaits_answer and (found[1] is None or _is_answer(found[1])):
+            # pynetdicom's thread is at times not paused yet when another one sends a request.
+            self.msg_queue.put(found)
+            return None, None
+        return self._served(*found)
 
     def _answer(self) -> tuple[Any, Any]:
         """Wait for the answer to a request of ours; a request that comes first is served later."""
         deadline = time.monotonic() + self._limits.dimse_timeout_s
         requests: list[Any] = []
         try:
-            while (left := deadline - time.monotonic()) > 0:
-                context_id, message = self.msg_queue.get(timeout=left)
-                if message is None or getattr(message, "MessageIDBeingRespondedTo", None) is not None:
-                    return context_id, message
-                requests.append((context_id, message))
-        except queue.Empty:
-            pass
+            # An association that ended just before the request was sent wakes nobody.
+            while time.monotonic() < deadline and self.assoc.is_established:
+                with contextlib.suppress(queue.Empty):
+                    context_id, message = self.msg_queue.get(timeout=_LOOK_S)
+                    if message is None or _is_answer(message):
+                        return context_id, message
+                    requests.append((context_id, message))
         finally:
+            self._awaits_answer = False
             for request in requests:
                 self.msg_queue.put(request)
         return None, None
@@ -227,6 +238,8 @@ class IncomingProvider(DIMSEServiceProvider):
         with self.sending:
             if self._is_over:
                 return
+            if not _is_answer(primitive):
+                self._awaits_answer = True
             super().send_msg(primitive, context_id)
 
     def discard(self) -> None:
@@ -235,6 +248,10 @@ class IncomingProvider(DIMSEServiceProvider):
             for incoming in self._open:
                 incoming.discard()
             self._open.clear()
+
+
+def _is_answer(message: Any) -> bool:
+    return getattr(message, "MessageIDBeingRespondedTo", None) is not None
 
 
 def set_no_delay(assoc: Association) -> None:

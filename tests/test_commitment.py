@@ -5,9 +5,11 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from factories import ct_series, write_all
 from peers import OrthancPeer, free_port, orthanc
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
 from pynetdicom.pdu import P_DATA_TF
 from sqlalchemy import select, text
 from test_receiver import Node, running, wait_for
@@ -22,7 +26,9 @@ from test_receiver import Node, running, wait_for
 from daemon import commitment
 from daemon.admission import Peer
 from daemon.commitment import Reference, Report, judge
+from daemon.incoming import IncomingProvider
 from daemon.keeper import Keeper
+from daemon.limits import Limits
 from daemon.pledges import Asked, not_committed
 from daemon.records import ResultRecord
 from daemon.requestor import Destination
@@ -30,6 +36,7 @@ from daemon.sections import CommitmentSettings
 from daemon.sender import send
 from daemon.service import _peers
 from daemon.settings import load_settings
+from daemon.spool import Spool
 from daemon.tables import DeliveryRow
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -321,6 +328,38 @@ def test_orthanc_gets_our_commitment(tmp_path: Path) -> None:
         report = f"/storage-commitment/{answer['StorageCommitmentTransactionUID']}"
         wait_for(lambda: pacs.get(report)["Status"] != "Pending", 20.0)
         assert pacs.get(report)["Status"] == "Success"
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[IncomingProvider, Any]]:
+    """Somebody has sent a report on a peer's association, and waits for the answer."""
+    monkeypatch.setattr(DIMSEServiceProvider, "send_msg", lambda *_: None)
+    assoc: Any = SimpleNamespace(is_established=True)
+    provider = IncomingProvider(assoc, Spool(tmp_path), Limits(), lambda _: None)
+    provider.send_msg(N_EVENT_REPORT(), 1)
+    with ThreadPoolExecutor(1) as somebody:
+        yield provider, somebody.submit(provider.get_msg, True)
+
+
+def test_an_answer_is_for_whoever_waits_for_it(waiting: tuple[IncomingProvider, Any]) -> None:
+    """pynetdicom's own thread, which is not paused yet, takes no answer, and requests as before."""
+    provider, found = waiting
+    answer, request = N_EVENT_REPORT(), N_ACTION()
+    answer.MessageIDBeingRespondedTo, request.MessageID = 1, 7
+    provider.msg_queue.put((1, request))
+    provider.msg_queue.put((1, answer))
+    polled = []
+    while not found.done() or provider.has_messages:
+        polled.append(provider.get_msg()[1])
+    assert found.result(10.0) == (1, answer)
+    assert [message for message in polled if message is not None] == [request]
+
+
+def test_nobody_waits_for_an_association_that_has_ended(waiting: tuple[IncomingProvider, Any]) -> None:
+    """It ended as the report was sent: the report goes out anew at once, not after the timeout."""
+    provider, found = waiting
+    provider.assoc.is_established = False
+    assert found.result(10.0) == (None, None)
 
 
 @contextmanager
