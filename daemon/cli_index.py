@@ -42,7 +42,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
     settings: SettingsOption = None,
 ) -> None:
-    """Remove the files of delivered studies as [retention] says; the running daemon does it nightly.
+    """Remove the files of delivered studies as the retention settings say; the daemon does it nightly.
 
     Example: daemon prune --dry-run
     """

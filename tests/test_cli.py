@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from conftest import RunningDaemon
 from peers import free_port, heed_interrupts, orthanc
 from pydicom import dcmread
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from adapters import registry
 from adapters.bundle import AdapterBundle
@@ -77,6 +79,15 @@ def test_every_command_has_help_with_an_example_of_itself() -> None:
         assert command.help and f"Example: {name}" in command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name}: {parameter.name} has no help"
+
+
+def test_no_word_of_a_help_is_lost_as_markup() -> None:
+    """Rich takes words in brackets for styles: each help is printed as it stands in the source."""
+    for name, command in _commands():
+        shown = CliRunner().invoke(cli.app, [*name.split()[1:], "--help"]).output
+        words = set(re.sub(r"[│╭╮╰╯─]", " ", shown).split())
+        texts = [command.help, *(getattr(parameter, "help", None) for parameter in command.params)]
+        assert set(" ".join(filter(None, texts)).split()) - words == set(), name
 
 
 def test_help_states_the_exit_codes(tmp_path: Path) -> None:
