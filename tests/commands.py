@@ -18,9 +18,17 @@ from pathlib import Path
 Done = subprocess.CompletedProcess[str]
 HERE = Path.cwd()
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    ["daemon.cli", "daemon.analyst", "training.train", "training.evaluate", "training.report"]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "daemon.cli",
+        "daemon.service",
+        "daemon.analyst",
+        "daemon.web.server",
+        "training.train",
+        "training.evaluate",
+        "training.report",
+    ]
 )
 
 
@@ -46,7 +54,7 @@ class Command:
         self._output = tempfile.TemporaryDirectory()
         self._files = [Path(self._output.name, name) for name in ("in", "out", "err")]
         self._files[0].write_text(given)
-        self._process = _SERVER.Process(target=_main, args=(self.args, folder, environment, *self._files))
+        self._process = SERVER.Process(target=_main, args=(self.args, folder, environment, *self._files))
         self._process.start()
 
     def poll(self) -> int | None:
@@ -81,17 +89,22 @@ def run(*arguments: object, cwd: Path = HERE, given: str = "", **environment: st
     return start(*arguments, cwd=cwd, given=given, **environment).finish()
 
 
-def _main(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], *files: Path) -> None:
-    """What becomes of the forked process."""
-    from daemon.cli import main
-
+def become(arguments: tuple[str, ...], folder: Path, environment: dict[str, str]) -> None:
+    """Give the forked process what a process of its own would begin with."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for descriptor, path in enumerate(files):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
-    # multiprocessing has put another in its place.
-    sys.stdin = os.fdopen(0)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv[:] = arguments
+
+
+def _main(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], *files: Path) -> None:
+    """What becomes of the forked process."""
+    from daemon.cli import main
+
+    become(arguments, folder, environment)
+    for descriptor, path in enumerate(files):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
+    # multiprocessing has put another in its place.
+    sys.stdin = os.fdopen(0)
     main()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from peers import free_port
+from warm_daemon import WarmDaemon
 from xdist.scheduler import LoadScopeScheduling
 
 from adapters import registry
@@ -121,12 +122,17 @@ def _fit_on_phantoms(folder: Path) -> AdapterBundle:
 
 @dataclass
 class RunningDaemon:
-    """``daemon run`` as a process of its own, on free ports."""
+    """``daemon run`` with a process of its own for each role, on free ports.
+
+    A cold one begins as an administrator's does, with ``python -m daemon``; one that is not is forked
+    from a process that has loaded the libraries.
+    """
 
     settings_path: Path
     settings: Settings
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | WarmDaemon"
     log: Path
+    cold: bool = False
 
     @property
     def port(self) -> int:
@@ -167,7 +173,7 @@ class RunningDaemon:
 
     def start_again(self) -> None:
         """Start it with the same settings."""
-        self.process = _start(self.settings_path, self.log)
+        self.process = _start(self.settings_path, self.log, cold=self.cold)
 
     def stop(self) -> int:
         """SIGTERM, and its exit code."""
@@ -175,7 +181,9 @@ class RunningDaemon:
         return self.process.wait(60)
 
 
-def _start(settings_path: Path, log: Path) -> "subprocess.Popen[bytes]":
+def _start(settings_path: Path, log: Path, *, cold: bool) -> "subprocess.Popen[bytes] | WarmDaemon":
+    if not cold:
+        return WarmDaemon(settings_path, log)
     command = [sys.executable, "-m", "daemon", "run", "--settings", str(settings_path)]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file)
@@ -200,6 +208,7 @@ def daemons(tmp_path: Path, *bundles: AdapterBundle) -> Iterator[Callable[..., R
         extra: str = "",
         *,
         page: bool = False,
+        cold: bool = False,
     ) -> RunningDaemon:
         folder = tmp_path / f"daemon-{len(running)}"
         folder.mkdir()
@@ -219,7 +228,8 @@ def daemons(tmp_path: Path, *bundles: AdapterBundle) -> Iterator[Callable[..., R
         for bundle in bundles:
             registry.store(settings.bundles_dir, bundle)
             registry.promote(settings.bundles_dir, bundle.name, bundle.version)
-        daemon = RunningDaemon(path, settings, _start(path, folder / "log"), folder / "log")
+        log = folder / "log"
+        daemon = RunningDaemon(path, settings, _start(path, log, cold=cold), log, cold)
         running.append(daemon)
         _wait_for_listener(daemon)
         return daemon

@@ -33,8 +33,6 @@ BOXES: list[Box] = [(slice(0, 3), slice(4, 9), slice(5, 12)), (slice(3, 4), slic
 class _Alive:
     """In place of the process that would listen."""
 
-    returncode = None
-
     def poll(self) -> None:
         """It runs."""
 
@@ -86,7 +84,7 @@ def light_page(folder: Path, web: str = "") -> Iterator[LightPage]:
     thread = threading.Thread(target=serve, args=(settings, index, spool, (), stop), name="page")
     thread.start()
     try:
-        wait_for_port(settings.web.port, _Alive())  # type: ignore[arg-type]
+        wait_for_port(settings.web.port, _Alive())
         yield page
     finally:
         stop.set()

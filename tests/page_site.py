@@ -19,7 +19,7 @@ import factories
 import numpy as np
 from conftest import RunningDaemon
 from peers import free_port, storescp, storescu, wait_for_port
-from phantoms import picture
+from phantoms import picture, two_lesions
 from PIL import Image
 
 from adapters import registry
@@ -64,7 +64,8 @@ class PageSite:
     folder
         Of the site: what was sent lies in ``sent``.
     scored, normal, refused
-        Study Instance UIDs: two with findings, one without, one that cannot be scored.
+        Study Instance UIDs: two with findings (the first with two of them), one without, one that
+        cannot be scored.
     bundle, other
         Versions: in use, and one more of the same name.
     """
@@ -167,7 +168,8 @@ def _filled(site: PageSite) -> PageSite:
     for name, role in ROLES.items():
         site.add_user(name, role)
     _write_cases(site.folder / "cases" / "pictures")
-    cases = [make_case(901 + i, abnormal=i < 2, slices=12, seed=1) for i in range(3)]
+    abnormal = [two_lesions(903), make_case(902, abnormal=True, slices=12, seed=1)]
+    cases = [*abnormal, make_case(901, abnormal=False, slices=12, seed=1)]
     sent = {
         case.study_instance_uid: write_case(case, site.folder / "sent" / str(case.number)) for case in cases
     }

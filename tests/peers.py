@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -44,12 +44,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, process: "subprocess.Popen[bytes]", timeout_s: float = 30.0) -> None:
+class Process(Protocol):
+    """What listens, or is about to."""
+
+    def poll(self) -> int | None:
+        """Exit code, or None while it runs."""
+
+
+def wait_for_port(port: int, process: Process, timeout_s: float = 30.0) -> None:
     """Wait until a process listens on a port; fail when it ends or takes too long."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the peer ended with exit code {process.returncode}")
+        if (code := process.poll()) is not None:
+            raise RuntimeError(f"the peer ended with exit code {code}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
             return
         time.sleep(0.05)

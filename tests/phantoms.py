@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from daemon.phantom import PhantomCase, make_case
 from training.cases import Case, Shot, SiteData
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -43,3 +45,13 @@ def site(normal: int, abnormal: int, *, slices: int = 1, seed: int = 0, masks: b
             shots = [Shot(s.key, s.label, s.load) for s in shots]
         cases.append(Case(f"case{i}", f"patient{i}", "CT", "ABDOMEN", tuple(shots), sources=("PNG",)))
     return SiteData(tuple(cases), ())
+
+
+def two_lesions(number: int, slices: int = 12, seed: int = 1) -> PhantomCase:
+    """Return a study with a lesion on either side, apart from each other: two findings on any machine."""
+    case = make_case(number, abnormal=True, slices=slices, seed=seed)
+    mirrored = case.lesion[:, :, ::-1]
+    hounsfield = np.where(mirrored, case.hounsfield[case.lesion].mean(), case.hounsfield)
+    return replace(
+        case, hounsfield=np.round(hounsfield).astype(np.int16), lesion=np.asarray(case.lesion | mirrored)
+    )

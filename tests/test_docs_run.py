@@ -58,7 +58,7 @@ class Sandbox:
         return done.output
 
 
-def _pictures(folder: Path, seed: int, count: int = 20) -> None:
+def _pictures(folder: Path, seed: int, count: int = 18) -> None:
     """A site of normal and abnormal pictures with their masks."""
     rng = np.random.default_rng(seed)
     for number in range(count):

@@ -16,6 +16,7 @@ from analyses import Box, make_analysis, make_group, make_job, painted
 from conftest import daemons
 from page_site import PageSite
 from peers import dcmsend, storescp, storescu, wait_for_port
+from phantoms import two_lesions
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
@@ -310,7 +311,8 @@ def reading(tmp_path_factory: pytest.TempPathFactory, phantom_bundle: AdapterBun
         )
         wait_for_port(site.daemon.settings.web.port, site.daemon.process, 90.0)
         site.add_user("vera", "viewer")
-        found = [make_case(901 + i, abnormal=True, slices=12, seed=1) for i in range(3)]
+        found = [two_lesions(903)]
+        found += [make_case(901 + i, abnormal=True, slices=12, seed=1) for i in range(2)]
         cases = {case.study_instance_uid: case for case in found}
         sent = {uid: write_case(case, folder / "sent" / str(case.number)) for uid, case in cases.items()}
         for files in sent.values():

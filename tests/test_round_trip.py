@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import RunningDaemon
-from peers import OrthancPeer, dcmsend, dcmtk, orthanc, storescu
+from peers import OrthancPeer, dcmsend, dcmtk, orthanc, storescu, wait_for_port
 from pydicom import dcmread
 
 from daemon.index import Index
@@ -137,11 +137,12 @@ def test_kill_9_between_any_two_steps_loses_and_doubles_nothing(tmp_path: Path, 
         daemon = start_daemon(pacs.port, quiet_s=0.3)
         for files in sent.values():
             storescu(daemon.port, *map(str, files))
-        for moment in (0.0, 0.3, 1.5, 3.0, 4.5, 6.0):
+        for moment in (0.0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8):
             time.sleep(moment)
             daemon.kill()
             daemon.start_again()
         daemon.wait_for(lambda index: all(_delivered(study)(index) for study in sent), timeout_s=180)
+        wait_for_port(daemon.port, daemon.process)
         assert daemon.stop() == 0
         arrived = _fetch(pacs, tmp_path / "arrived")
         with daemon.index() as index:
