@@ -14,9 +14,9 @@ from pathlib import Path
 import factories
 import pytest
 import typer
-from commands import Done, run
+from commands import Done, run, start
 from conftest import RunningDaemon
-from peers import free_port, heed_interrupts, orthanc
+from peers import free_port, orthanc
 from pydicom import dcmread
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -212,23 +212,15 @@ def test_an_interrupt_ends_with_130(tmp_path: Path, phantom_bundle: AdapterBundl
     _settings(tmp_path)
     _put_to_use(tmp_path, phantom_bundle)
     write_case(make_case(901, abnormal=False, slices=40, seed=1), tmp_path / "ct")
-    command = [sys.executable, "-m", "daemon", "score", "ct", "ct", "--out", "results"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_interrupts,
-    )
+    process = start("score", "ct", "ct", "--out", "results", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not (tmp_path / "results").is_dir() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in errors
-    assert "Traceback" not in errors
+    done = process.finish()
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_check_tells_how_to_get_weights_without_network(tmp_path: Path) -> None:

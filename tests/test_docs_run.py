@@ -58,11 +58,11 @@ class Sandbox:
         return done.output
 
 
-def _pictures(folder: Path, seed: int, count: int = 18) -> None:
-    """A site of normal and abnormal pictures with their masks."""
+def _pictures(folder: Path, seed: int) -> None:
+    """A site of pictures with their masks: as many normal ones as a calibration needs, some abnormal."""
     rng = np.random.default_rng(seed)
-    for number in range(count):
-        label = "abnormal" if number % 2 else "normal"
+    for number in range(14):
+        label = "normal" if number < 9 else "abnormal"
         pixels, mask = picture(rng, lesion=label == "abnormal")
         name = f"{folder.name}-{number}.png"  # pictures of one name in two folders count as one patient
         _save(folder / label / name, pixels)

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from test_upkeep import picture
+from warm_daemon import WarmDaemon, roles
 
 from adapters import registry
 from adapters.bundle import AdapterBundle
 from benchmarks import postgres
 from benchmarks.fault_scenarios import database_full, destination, disk_full
+from benchmarks.fault_site import Site
 from benchmarks.faults import kills
 from daemon.index import Index
 from daemon.settings import load_settings
@@ -27,6 +29,27 @@ def bundles(tmp_path: Path, phantom_bundle: AdapterBundle) -> Path:
     registry.store(folder, phantom_bundle)
     registry.promote(folder, phantom_bundle.name, phantom_bundle.version)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Daemons begin where the libraries are loaded, but for one in a namespace of its own."""
+    cold = Site._start_daemon
+
+    def start(site: Site) -> None:
+        if site.prefix:
+            cold(site)
+        else:
+            environment = {"OMP_NUM_THREADS": "1", **site.environment}
+            site.daemon = WarmDaemon(site.path, site.log, **environment)  # type: ignore[assignment]
+            site.processes.append(site.daemon)
+
+    def found(site: Site) -> dict[str, int]:
+        supervisor = {"supervisor": site.daemon.pid} if site.daemon.poll() is None else {}
+        return {**roles(site.daemon.pid, site.log), **supervisor}
+
+    monkeypatch.setattr(Site, "_start_daemon", start)
+    monkeypatch.setattr(Site, "roles", found)
 
 
 def look(url: str) -> dict[str, Any]:

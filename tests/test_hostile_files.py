@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from test_audit import Kept, trail
 from test_receiver import association, store_raw, wait_for
 
+from adapters import source
+from adapters.bounded import BoundedReader
 from adapters.errors import DecodeError
-from adapters.source import read_source
 from daemon.analyst import _is_own_file
 from daemon.assessments import Assessment, assess, assess_all
 from daemon.attributes import attributes
@@ -269,10 +271,12 @@ def test_values_are_converted_within_the_bounds_of_the_error(tmp_path: Path) -> 
         int(found.SeriesNumber)
 
 
-def test_a_deflated_header_has_the_limits_of_any(tmp_path: Path) -> None:
-    """For scoring, a deflated data set of 400,000 empty items is refused as one that is not deflated."""
-    items = IMPLICIT_LONG.pack(0xFFFE, 0xE000, 0) * 400_000
+def test_a_deflated_header_has_the_limits_of_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For scoring, a deflated data set of too many empty items is refused as one that is not deflated."""
+    most = 10_000
+    monkeypatch.setattr(source, "BoundedReader", partial(BoundedReader, reads=3 * most))
+    items = IMPLICIT_LONG.pack(0xFFFE, 0xE000, 0) * (most + 1)
     content = struct.pack("<HH2sxxL", 0x0040, 0xA730, b"SQ", 0xFFFFFFFF) + items
     path = part10(tmp_path / "a.dcm", attacks.deflated(attacks.data_set(SOP) + content), attacks.DEFLATED)
-    with pytest.raises(DecodeError):
-        read_source(path)
+    with pytest.raises(DecodeError, match=f"more than {most} sequence items"):
+        source.read_source(path)

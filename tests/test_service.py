@@ -14,6 +14,7 @@ import pytest
 from conftest import RunningDaemon
 from peers import OrthancPeer, free_port, orthanc, storescu, wait_for_port
 from pydicom import dcmread
+from warm_daemon import roles
 
 from daemon.index import Index
 from daemon.part10 import read_file_header
@@ -39,16 +40,6 @@ def _send(daemon: RunningDaemon, folder: Path, number: int = 901, slices: int = 
     case = make_case(number, abnormal=True, slices=slices, seed=1)
     storescu(daemon.port, *map(str, write_case(case, folder)))
     return case.study_instance_uid
-
-
-def _roles(daemon: RunningDaemon) -> dict[str, int]:
-    """Process id of each role, by its command line."""
-    found = {}
-    for pid in daemon.children():
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        if "--role" in arguments:
-            found[arguments[arguments.index("--role") + 1]] = pid
-    return found
 
 
 def _wait_until_all_have_read_their_settings(daemon: RunningDaemon) -> None:
@@ -78,7 +69,7 @@ def _run(settings: Path, timeout_s: float = 60.0) -> "subprocess.CompletedProces
 def test_sigterm_drains_and_the_next_start_finishes(tmp_path: Path, start_daemon: Start) -> None:
     """SIGTERM while a study is in work ends with 0 in time; started again, its results arrive once."""
     with orthanc(tmp_path) as pacs:
-        daemon = start_daemon(pacs.port, quiet_s=0.3, cold=True)
+        daemon = start_daemon(pacs.port, quiet_s=0.3)
         study = _send(daemon, tmp_path / "ct", slices=40)
         daemon.wait_for(lambda index: index.get_study(study).state in ("scoring", "scored"))
         children = daemon.children()
@@ -135,25 +126,25 @@ def _open_when_read(fifo: Path, process: "subprocess.Popen[bytes]") -> int:
 def test_a_killed_role_comes_back_and_its_work_ends(tmp_path: Path, start_daemon: Start) -> None:
     """kill -9 of each role in turn: reception goes on meanwhile, and every study's results arrive once."""
     with orthanc(tmp_path) as pacs:
-        daemon = start_daemon(pacs.port, quiet_s=0.3, page=True, cold=True)
+        daemon = start_daemon(pacs.port, quiet_s=0.3, page=True)
         first = _send(daemon, tmp_path / "a", 901, slices=40)
         daemon.wait_for(lambda index: index.get_study(first).state == "scoring")
-        roles = _roles(daemon)
-        assert set(roles) == {"receive", "score", "send", "web"}
-        os.kill(roles["score"], signal.SIGKILL)
+        before = roles(daemon.process.pid, daemon.log)
+        assert set(before) == {"receive", "score", "send", "web"}
+        os.kill(before["score"], signal.SIGKILL)
         second = _send(daemon, tmp_path / "b", 902)
         with daemon.index() as index:
             assert index.get_study(second).instance_count == 6
         daemon.wait_for(_delivered(first))
         daemon.wait_for(_delivered(second))
-        os.kill(roles["send"], signal.SIGKILL)
-        os.kill(roles["web"], signal.SIGKILL)
+        os.kill(before["send"], signal.SIGKILL)
+        os.kill(before["web"], signal.SIGKILL)
         third = _send(daemon, tmp_path / "c", 903)
         daemon.wait_for(_delivered(third))
-        now = _roles(daemon)
+        now = roles(daemon.process.pid, daemon.log)
         assert set(now) == {"receive", "score", "send", "web"}
-        assert now["receive"] == roles["receive"]
-        assert all(now[role] != roles[role] for role in ("score", "send", "web"))
+        assert now["receive"] == before["receive"]
+        assert all(now[role] != before[role] for role in ("score", "send", "web"))
         wait_for_port(daemon.settings.web.port, daemon.process)
         assert daemon.stop() == 0
         assert len(_reports(pacs, tmp_path)) == 3
@@ -161,11 +152,11 @@ def test_a_killed_role_comes_back_and_its_work_ends(tmp_path: Path, start_daemon
 
 def test_wrong_settings_later_stop_only_the_role_that_needs_them(tmp_path: Path, start_daemon: Start) -> None:
     """A typing mistake while the daemon runs keeps a role that died down; reception goes on."""
-    daemon = start_daemon(free_port(), page=True, cold=True)
+    daemon = start_daemon(free_port(), page=True)
     good = daemon.settings_path.read_text()
     _wait_until_all_have_read_their_settings(daemon)
     daemon.settings_path.write_text(good + "\n[nonsense]\n")
-    os.kill(_roles(daemon)["score"], signal.SIGKILL)
+    os.kill(roles(daemon.process.pid, daemon.log)["score"], signal.SIGKILL)
     deadline = time.monotonic() + 60.0
     while "role cannot start; the others go on" not in daemon.log.read_text():
         assert daemon.process.poll() is None and time.monotonic() < deadline

@@ -172,6 +172,15 @@ def shown(
     return SimpleNamespace(name=name, datasets=datasets, study=datasets[0].StudyInstanceUID, **objects)
 
 
+@pytest.fixture(scope="module")
+def browser(shown: Any, viewer: Any) -> Any:
+    """The study as a radiologist opens it, with everything that came to it."""
+    series = [shown.datasets[0].SeriesInstanceUID]
+    series += [getattr(shown, kind).SeriesInstanceUID for kind in ("SEG", "SR", "PM") if hasattr(shown, kind)]
+    viewer.browser.open(shown.study, series)
+    return viewer.browser
+
+
 def test_the_segment_is_the_lesion(shown: Any) -> None:
     """What the model marked, read from the PACS by highdicom, is the lesion that was drawn (Dice ≥ 0.7)."""
     seg = hd.seg.Segmentation.from_dataset(shown.SEG)
@@ -189,12 +198,11 @@ def test_the_segment_is_the_lesion(shown: Any) -> None:
     assert 2 * (marked & truth).sum() / (marked.sum() + truth.sum()) >= 0.7
 
 
-def test_the_seg_lies_on_the_lesion(shown: Any, viewer: Any) -> None:
+def test_the_seg_lies_on_the_lesion(shown: Any, viewer: Any, browser: Any) -> None:
     """OHIF's labelmap equals the file on each slice, has its colours and labels, and lies on the lesion."""
-    browser, seg = viewer.browser, shown.SEG
+    seg = shown.SEG
     want, meta = viewer.truth(seg, shown.datasets)
     best = max(want, key=lambda key: sum(value[0] for value in want[key].values()))
-    browser.open(shown.study, [shown.datasets[0].SeriesInstanceUID, seg.SeriesInstanceUID])
     browser.goto(*best)
     before = browser.viewport()
     loaded = browser.hydrate(str(seg.SeriesDescription))
@@ -232,14 +240,11 @@ MEASUREMENTS = """() => window.services.displaySetService.getActiveDisplaySets()
   .map(m => ({ loaded: !!m.loaded, sop: m.ReferencedSOPInstanceUID || null }))"""
 
 
-def test_the_sr_opens_with_its_outline(shown: Any, viewer: Any) -> None:
+def test_the_sr_opens_with_its_outline(shown: Any, browser: Any) -> None:
     """OHIF shows the SR on its image, not black, with a measurement for the finding."""
     if shown.name in ("unaligned-ct", "cine"):
         pytest.skip("the SR does not depend on the frame size, nor on who has a place in space")
-    browser, report, seg = viewer.browser, shown.SR, shown.SEG
-    series = [shown.datasets[0].SeriesInstanceUID, seg.SeriesInstanceUID, report.SeriesInstanceUID]
-    browser.open(shown.study, series)
-    page = browser.page
+    report, page = shown.SR, browser.page
     item = page.locator(
         "[data-cy=study-browser-thumbnail-no-image], [data-cy=study-browser-thumbnail]"
     ).filter(has=page.get_by_text(str(report.SeriesDescription), exact=True))
@@ -253,16 +258,14 @@ def test_the_sr_opens_with_its_outline(shown: Any, viewer: Any) -> None:
     assert picture.max() > 100 and np.ptp(picture) > 80
 
 
-def test_the_parametric_map_is_a_heat_map(shown: Any, viewer: Any) -> None:
+def test_the_parametric_map_is_a_heat_map(shown: Any, browser: Any) -> None:
     """OHIF lays the map of a study in space on the slices of the lesion alone; a radiograph has none."""
     if shown.name in ("dx", "cine"):
         assert not hasattr(shown, "PM")
         return
     if shown.name not in ("ct", "enhanced-mr"):
         pytest.skip("one single-frame and one multi-frame source stand for all")
-    browser, pmap = viewer.browser, shown.PM
-    browser.open(shown.study, [shown.datasets[0].SeriesInstanceUID, pmap.SeriesInstanceUID])
-    page = browser.page
+    pmap, page = shown.PM, browser.page
     item = page.locator(
         "[data-cy=study-browser-thumbnail-no-image], [data-cy=study-browser-thumbnail]"
     ).filter(has=page.get_by_text(str(pmap.SeriesDescription), exact=True))

@@ -2,13 +2,15 @@
 
 Supervisor and roles are the real ones, each a process of its own that is started, signalled, restarted
 and killed as ever; in place of a new interpreter and its imports each is forked from one that has
-them. The tests of starting and stopping, of faults, and the demo start ``python -m daemon``.
+them. ``python -m daemon run`` itself is started by the tests of README's commands, the demo, an upgrade,
+systemd's notices, a stop while the model loads, and starts that fail; and by the long fault runs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,11 +33,13 @@ class WarmDaemon:
         Its settings.
     log
         Its output and that of its roles is written behind this file's end.
+    environment
+        Beside ours.
     """
 
-    def __init__(self, settings_path: Path, log: Path) -> None:
+    def __init__(self, settings_path: Path, log: Path, **environment: str) -> None:
         self._words = ("daemon", "run", "--settings", str(settings_path))
-        given = (self._words, Path.cwd(), dict(os.environ), log)
+        given = (self._words, Path.cwd(), {**os.environ, **environment}, log)
         self._process = SERVER.Process(target=_supervise, args=given)
         self._process.start()
         assert self._process.pid is not None
@@ -59,6 +63,17 @@ class WarmDaemon:
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()
+
+
+def roles(supervisor: int, log: Path) -> dict[str, int]:
+    """Process id of each role that a supervisor has, warm or not, by what it wrote to its log."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+    try:
+        alive = {int(pid) for pid in children.read_text().split()}
+    except OSError:
+        return {}
+    started = re.findall(r'event="?role started"? role=(\w+) pid=(\d+)', log.read_text())
+    return {role: int(pid) for role, pid in started if int(pid) in alive}
 
 
 class _Role:
