@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 from daemon.study import FrameGroup
 
-# Distances that are looked at together: 8 MB.
-_PAIRS = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -245,9 +242,23 @@ def _diameter_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float]) -> fl
     # Only the first and last pixel of each row can be a corner of the convex hull.
     first = mask[rows].argmax(axis=1)
     last = mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
-    y = np.concatenate([rows, rows, rows + 1, rows + 1]) * spacing_mm[0]
-    x = np.concatenate([first, last, first, last]) * spacing_mm[1]
-    # Part by part: all pairs of a mammogram's lesion at once would be gigabytes.
-    step = max(1, _PAIRS // y.size)
-    parts = (slice(i, i + step) for i in range(0, y.size, step))
-    return float(np.sqrt(max(np.max((y[p, None] - y) ** 2 + (x[p, None] - x) ** 2) for p in parts)))
+    y = np.concatenate([rows, rows, rows + 1, rows + 1])
+    x = np.concatenate([first, last, first, last])
+    hull = np.array(_hull(sorted(zip(y.tolist(), x.tolist(), strict=True)))) * spacing_mm
+    return float(np.sqrt(((hull[:, None] - hull) ** 2).sum(axis=2).max()))
+
+
+def _hull(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Corners of the convex hull of sorted points, by monotone chain: only their distances count."""
+    hull: list[tuple[int, int]] = []
+    for way in (points, points[::-1]):
+        chain: list[tuple[int, int]] = []
+        for y, x in way:
+            while len(chain) > 1:
+                (y0, x0), (y1, x1) = chain[-2:]
+                if (y1 - y0) * (x - x0) > (x1 - x0) * (y - y0):
+                    break
+                chain.pop()
+            chain.append((y, x))
+        hull += chain[:-1]
+    return hull

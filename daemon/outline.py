@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+Point = tuple[int, int]
+
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Trace the outer boundary of a mask's largest part along the pixel edges.
@@ -36,23 +38,28 @@ def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """
     edges = _boundary_edges(mask)
     loops = []
-    while edges:
-        # The uppermost, then leftmost, corner is passed only once: a loop that starts there closes once.
-        start = min(edges, key=lambda point: (point[1], point[0]))
-        point, heading = start, (0, 0)
-        corners: list[tuple[int, int]] = []
-        while not corners or point != start:
-            ends = edges[point]
-            left = (point[0] + heading[1], point[1] - heading[0])
-            end = ends.pop(ends.index(left) if left in ends else 0)
-            if not ends:
-                del edges[point]
-            step = (end[0] - point[0], end[1] - point[1])
-            if step != heading:
-                corners.append(point)
-            point, heading = end, step
-        loops.append(np.array([*corners, corners[0]], dtype=np.float64))
+    # The uppermost, then leftmost, corner is passed only once: a loop that starts there closes once.
+    for start in sorted(edges, key=lambda point: (point[1], point[0])):
+        while start in edges:
+            loops.append(_loop(edges, start))
     return loops
+
+
+def _loop(edges: dict[Point, list[Point]], start: Point) -> NDArray[np.float64]:
+    """Take the edges of one loop out of those that are left, turning left where there is a choice."""
+    point, heading = start, (0, 0)
+    corners: list[Point] = []
+    while not corners or point != start:
+        ends = edges[point]
+        left = (point[0] + heading[1], point[1] - heading[0])
+        end = ends.pop(ends.index(left) if left in ends else 0)
+        if not ends:
+            del edges[point]
+        step = (end[0] - point[0], end[1] - point[1])
+        if step != heading:
+            corners.append(point)
+        point, heading = end, step
+    return np.array([*corners, corners[0]], dtype=np.float64)
 
 
 def _shoelace(loop: NDArray[np.float64]) -> float:
@@ -60,7 +67,7 @@ def _shoelace(loop: NDArray[np.float64]) -> float:
     return abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
 
 
-def _boundary_edges(mask: NDArray[np.bool_]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+def _boundary_edges(mask: NDArray[np.bool_]) -> dict[Point, list[Point]]:
     """Edges between inside and outside as start → ends in (column, row), the inside on the right."""
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
@@ -70,7 +77,7 @@ def _boundary_edges(mask: NDArray[np.bool_]) -> dict[tuple[int, int], list[tuple
         (~padded[2:, 1:-1], (1, 1), (0, 1)),  # bottom, leftwards
         (~padded[1:-1, :-2], (0, 1), (0, 0)),  # left, upwards
     )
-    edges: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    edges: dict[Point, list[Point]] = {}
     for outside, (x0, y0), (x1, y1) in sides:
         for r, c in np.argwhere(inside & outside).tolist():
             edges.setdefault((c + x0, r + y0), []).append((c + x1, r + y1))

@@ -163,8 +163,20 @@ def test_outlines_enclose_exactly_the_mask():
         assert all((p[0] == p[-1]).all() for p in loops)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_diameter_is_the_largest_of_all_distances(seed: int) -> None:
+    """Of a ragged region with holes and parts: between any two corners of its pixels."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random(rng.integers(1, 20, 2)) < rng.uniform(0.05, 0.9)
+    mask[0, 0] = True
+    pixels = np.argwhere(mask)
+    corners = np.concatenate([pixels + move for move in ((0, 0), (0, 1), (1, 0), (1, 1))]) * (0.7, 1.3)
+    largest = np.linalg.norm(corners[:, None] - corners, axis=2).max()
+    assert _diameter_mm(mask, (0.7, 1.3)) == pytest.approx(largest, rel=1e-12)
+
+
 def test_the_diameter_of_a_mammogram_s_lesion_needs_little_memory() -> None:
-    """A region of 3,000 rows is measured right, in parts: all pairs at once would be gigabytes."""
+    """A region of 3,000 rows is measured right by the corners of its hull: all pairs would be gigabytes."""
     rows, columns = np.ogrid[:3000, :3000]
     disc = (rows - 1499.5) ** 2 + (columns - 1499.5) ** 2 <= 1500.0**2
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
