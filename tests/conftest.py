@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,12 +122,16 @@ def _fit_on_phantoms(folder: Path) -> AdapterBundle:
 
 @dataclass
 class RunningDaemon:
-    """``daemon run`` with a process of its own for each role, on free ports."""
+    """``daemon run`` with a process of its own for each role, on free ports.
+
+    A cold one is ``python -m daemon``, and its supervisor starts the roles so: for tests of that.
+    """
 
     settings_path: Path
     settings: Settings
     process: "subprocess.Popen[bytes] | WarmDaemon"
     log: Path
+    cold: bool = False
 
     @property
     def port(self) -> int:
@@ -167,12 +172,20 @@ class RunningDaemon:
 
     def start_again(self) -> None:
         """Start it with the same settings."""
-        self.process = WarmDaemon(self.settings_path, self.log)
+        self.process = _start(self.settings_path, self.log, cold=self.cold)
 
     def stop(self) -> int:
         """SIGTERM, and its exit code."""
         self.process.terminate()
         return self.process.wait(60)
+
+
+def _start(settings_path: Path, log: Path, *, cold: bool) -> "subprocess.Popen[bytes] | WarmDaemon":
+    if not cold:
+        return WarmDaemon(settings_path, log)
+    command = [sys.executable, "-m", "daemon", "run", "--settings", str(settings_path)]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file)
 
 
 @pytest.fixture
@@ -194,6 +207,7 @@ def daemons(tmp_path: Path, *bundles: AdapterBundle) -> Iterator[Callable[..., R
         extra: str = "",
         *,
         page: bool = False,
+        cold: bool = False,
     ) -> RunningDaemon:
         folder = tmp_path / f"daemon-{len(running)}"
         folder.mkdir()
@@ -214,7 +228,7 @@ def daemons(tmp_path: Path, *bundles: AdapterBundle) -> Iterator[Callable[..., R
             registry.store(settings.bundles_dir, bundle)
             registry.promote(settings.bundles_dir, bundle.name, bundle.version)
         log = folder / "log"
-        daemon = RunningDaemon(path, settings, WarmDaemon(path, log), log)
+        daemon = RunningDaemon(path, settings, _start(path, log, cold=cold), log, cold)
         running.append(daemon)
         _wait_for_listener(daemon)
         return daemon

@@ -69,7 +69,7 @@ def _run(settings: Path, timeout_s: float = 60.0) -> "subprocess.CompletedProces
 def test_sigterm_drains_and_the_next_start_finishes(tmp_path: Path, start_daemon: Start) -> None:
     """SIGTERM while a study is in work ends with 0 in time; started again, its results arrive once."""
     with orthanc(tmp_path) as pacs:
-        daemon = start_daemon(pacs.port, quiet_s=0.3)
+        daemon = start_daemon(pacs.port, quiet_s=0.3, cold=True)
         study = _send(daemon, tmp_path / "ct", slices=40)
         daemon.wait_for(lambda index: index.get_study(study).state in ("scoring", "scored"))
         children = daemon.children()
@@ -126,7 +126,7 @@ def _open_when_read(fifo: Path, process: "subprocess.Popen[bytes]") -> int:
 def test_a_killed_role_comes_back_and_its_work_ends(tmp_path: Path, start_daemon: Start) -> None:
     """kill -9 of each role in turn: reception goes on meanwhile, and every study's results arrive once."""
     with orthanc(tmp_path) as pacs:
-        daemon = start_daemon(pacs.port, quiet_s=0.3, page=True)
+        daemon = start_daemon(pacs.port, quiet_s=0.3, page=True, cold=True)
         first = _send(daemon, tmp_path / "a", 901, slices=40)
         daemon.wait_for(lambda index: index.get_study(first).state == "scoring")
         before = roles(daemon.process.pid, daemon.log)
@@ -152,7 +152,7 @@ def test_a_killed_role_comes_back_and_its_work_ends(tmp_path: Path, start_daemon
 
 def test_wrong_settings_later_stop_only_the_role_that_needs_them(tmp_path: Path, start_daemon: Start) -> None:
     """A typing mistake while the daemon runs keeps a role that died down; reception goes on."""
-    daemon = start_daemon(free_port(), page=True)
+    daemon = start_daemon(free_port(), page=True, cold=True)
     good = daemon.settings_path.read_text()
     _wait_until_all_have_read_their_settings(daemon)
     daemon.settings_path.write_text(good + "\n[nonsense]\n")

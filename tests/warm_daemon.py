@@ -2,8 +2,8 @@
 
 Supervisor and roles are the real ones, each a process of its own that is started, signalled, restarted
 and killed as ever; in place of a new interpreter and its imports each is forked from one that has
-them. ``python -m daemon run`` itself is started by the tests of README's commands, the demo, an upgrade,
-systemd's notices, a stop while the model loads, and starts that fail; and by the long fault runs.
+them. ``python -m daemon run`` itself is started by the tests of the supervisor (stop, restart, wrong
+settings, starts that fail), README's commands, the demo, an upgrade and systemd; and by the long fault runs.
 """
 
 from __future__ import annotations
