@@ -60,7 +60,7 @@ def run_demo(console: Console, settings_path: Path | None, out: Path, *, stay: b
         shutil.rmtree(out / name, ignore_errors=True)
     console.rule("phantom site")
     shown = _make_site(out / "site")
-    with demo_pacs(out / "pacs") as pacs, _environment(_overrides(out, pacs)):
+    with _ended_in_order(), demo_pacs(out / "pacs") as pacs, _environment(_overrides(out, pacs)):
         settings = load_settings(settings_path)
         console.print(
             f"{_NORMAL} normal and {_ABNORMAL} abnormal phantom studies to fit on, {_SHOWN} to show"
@@ -99,6 +99,19 @@ def _overrides(out: Path, pacs: DemoPacs) -> dict[str, str]:
         "DAEMON_STUDY__QUIET_S": str(_QUIET_S),
         "DAEMON_DESTINATIONS": json.dumps([destination]),
     }
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does: daemon and PACS must not outlive it."""
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -192,6 +192,30 @@ def test_the_demo_stays_until_it_is_interrupted(tmp_path: Path) -> None:
     assert list((tmp_path / "demo-out").rglob("*.png"))
 
 
+def test_a_demo_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
+    """SIGTERM in the midst of the demo ends daemon and PACS, too."""
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "daemon", "demo"], cwd=tmp_path, stdout=file, stderr=file
+        )
+    try:
+        _wait_for(lambda: "daemon on port" in log.read_text(), process, log)
+        family = _children(process.pid)
+        assert len(family) >= 2
+        process.terminate()
+        assert process.wait(60) == 130, log.read_text()
+    finally:
+        _end(process)
+    assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
+
+
+def _children(pid: int) -> list[int]:
+    """The children of a process and theirs, as started by their first threads."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [grandchild for child in found for grandchild in _children(child)]
+
+
 def test_a_lost_index_is_rebuilt_as_the_page_says(sandbox: Sandbox) -> None:
     """Stop, remove ``daemon.sqlite*``, rebuild: the study is there again."""
     assert sandbox.daemon.stop() == 0
