@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -109,11 +108,7 @@ class Running:
     process: subprocess.Popen[bytes]
 
     def empty(self) -> None:
-        """Take the content of large files that were received: the disk shall not fill.
-
-        They keep their inodes: a file system without a journal (ext4) searches long for a new one
-        when many were just deleted, and the next receiver would pay for that.
-        """
+        """Take the content of large files that were received: the disk shall not fill."""
         for path in self.folder.rglob("*"):
             if path.parent.name in _KEPT or path.name.startswith(("index", "daemon")):
                 continue
@@ -155,7 +150,11 @@ def _cpu_s(pid: int) -> float:
 
 @contextlib.contextmanager
 def running(server: Server, folder: Path) -> Iterator[Running]:
-    """Run a receiver for a while; its folder is deleted at the end."""
+    """Run a receiver for a while.
+
+    Its folder stays: a file system without a journal (ext4) searches long for an inode when many were
+    just deleted, and the next receiver would pay for that.
+    """
     folder.mkdir(parents=True)
     port = free_port()
     command = server.command(folder, port)
@@ -171,4 +170,3 @@ def running(server: Server, folder: Path) -> Iterator[Running]:
                     process.wait(30.0)
                 process.kill()
             process.wait()
-            shutil.rmtree(folder)

@@ -30,6 +30,9 @@ __all__ = ["Part", "Spool", "StoredInstance"]
 
 # Directories that are remembered as made: those of the studies that arrive at one time.
 _MADE = 256
+# With this much above the reserve the free space is asked for only so often: it cannot be filled meanwhile.
+_PLENTY_BYTES = 4_000_000_000
+_LOOK_S = 0.2
 
 
 class Spool:
@@ -50,6 +53,7 @@ class Spool:
         # Directories whose own entry is known to be durable; bounded, it only saves repeated fsyncs.
         self._durable: set[Path] = set()
         self._made: set[str] = set()
+        self._free_bytes, self._looked_at = 0, 0.0
         for directory in (root, root / "tmp"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -69,7 +73,11 @@ class Spool:
         DiskReserveError
             It is not: nothing more is taken until space is freed.
         """
-        if self.free_bytes() < self.reserve_bytes:
+        now = time.monotonic()
+        if self._free_bytes - self.reserve_bytes > _PLENTY_BYTES and now - self._looked_at < _LOOK_S:
+            return
+        self._free_bytes, self._looked_at = self.free_bytes(), now
+        if self._free_bytes < self.reserve_bytes:
             raise DiskReserveError("the spool's disk is below its reserve: free space on it")
 
     def begin(

@@ -109,6 +109,34 @@ def test_a_uid_that_is_none_never_becomes_a_path(tmp_path: Path, uid: str) -> No
     assert len(Path(stored.path).parts) == 4
 
 
+def test_near_the_reserve_the_free_space_is_asked_for_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up is noticed with the next instance; what was free a moment ago does not count."""
+    spool = Spool(tmp_path / "spool", reserve_bytes=1_000)
+    left = iter([2_000, 999])
+    monkeypatch.setattr(spool, "free_bytes", lambda: next(left))
+    spool.check_reserve()
+    with pytest.raises(DiskReserveError):
+        spool.check_reserve()
+
+
+def test_far_above_the_reserve_the_free_space_is_asked_for_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With terabytes free the kernel is not asked for every slice, and a raised reserve counts at once."""
+    spool = Spool(tmp_path / "spool", reserve_bytes=1_000)
+    asked: list[int] = []
+    monkeypatch.setattr(spool, "free_bytes", lambda: asked.append(1) or 10**12)
+    monkeypatch.setattr("daemon.spool.time.monotonic", lambda: 5.0)
+    for _ in range(10):
+        spool.check_reserve()
+    assert len(asked) == 1
+    spool.reserve_bytes = 2 * 10**12
+    with pytest.raises(DiskReserveError):
+        spool.check_reserve()
+
+
 def test_below_the_reserve_nothing_is_taken(tmp_path: Path) -> None:
     """An instance is refused before its first byte when the disk is below its reserve."""
     spool = Spool(tmp_path / "spool", reserve_bytes=1 << 62)

@@ -1,6 +1,8 @@
 """The socket of an association on the fast path: large reads into one buffer, PDUs found in it."""
 
+import contextlib
 import mmap
+import os
 import socket
 import ssl
 import struct
@@ -97,7 +99,8 @@ class BufferedSocket(GuardedSocket):
                 finally:
                     connection.settimeout(self._limits.network_timeout_s)
             else:
-                got = connection.recv_into(self.view[self._end :], 0, socket.MSG_DONTWAIT)
+                # The socket's own method, which knows time-outs, would ask the kernel twice.
+                got = os.readv(connection.fileno(), [self.view[self._end :]])
         except (BlockingIOError, ssl.SSLWantReadError, TimeoutError):
             return -1
         except ssl.SSLEOFError:
@@ -107,6 +110,16 @@ class BufferedSocket(GuardedSocket):
             self._since = self._active
         self._end += got
         return int(got)
+
+    def answer(self, pdu: bytes) -> None:
+        """Send a PDU that fits into what the connection buffers, unless the peer does not read."""
+        connection: Any = self.socket
+        sent = 0
+        if not isinstance(connection, ssl.SSLSocket):
+            with contextlib.suppress(OSError):
+                sent = os.write(connection.fileno(), pdu)
+        if sent < len(pdu):
+            self.send(pdu[sent:])
 
     def _make_room(self) -> None:
         if self.start == self._end:

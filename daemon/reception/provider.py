@@ -281,7 +281,8 @@ class FastProvider(DULServiceProvider):
             while self._process_recv_primitive():
                 self.state_machine.do_action(self.event_queue.get(block=False))
             if self.state_machine.current_state == "Sta6" and self.socket is not None:
-                self.socket.send(pdu)
+                connection: Any = self.socket
+                connection.answer(pdu)
 
     def _check_speed(self) -> None:
         if self._message is not None:

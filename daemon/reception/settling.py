@@ -24,6 +24,10 @@ _PAGES = 32
 # waits for it.
 _BATCH = 128
 _GATHER_S = 0.1
+# Files are made this many at a time, or this long after the first came: whoever makes one at a time
+# takes the interpreter from the associations each time.
+_TOGETHER = 8
+_FILE_S = 0.02
 # After this long without an instance a segment's files are made durable though it has room.
 _IDLE_S = 0.5
 _RETRY_S = 1.0
@@ -56,7 +60,9 @@ class Settler:
         self._index = index
         self.journal = Journal(spool.root / JOURNAL)
         self._replay = Replay(spool, index)
-        self._ready = threading.Condition()
+        lock = threading.Lock()
+        # Of instances that wait for their files, of pages that are free, of instances in the index.
+        self._arrived, self._freed, self._done = (threading.Condition(lock) for _ in range(3))
         self._waiting: deque[Arrival] = deque()
         self._pages: list[Page] = []
         self._made = 0
@@ -82,14 +88,14 @@ class Settler:
 
     def page(self) -> Page | None:
         """Return memory for an instance, or None when it had better be a file at once."""
-        with self._ready:
+        with self._freed:
             if self._failing or self._closing:
                 return None
             if self._pages:
                 return self._pages.pop()
             if self._made >= _PAGES:
                 # A moment's wait is shorter than a file's way to the disk.
-                self._ready.wait_for(lambda: bool(self._pages), 0.05)
+                self._freed.wait_for(lambda: bool(self._pages), 0.05)
                 return self._pages.pop() if self._pages else None
             self._made += 1
             return Page()
@@ -97,9 +103,9 @@ class Settler:
     def give_back(self, page: Page) -> None:
         """Take memory back."""
         page.used = 0
-        with self._ready:
+        with self._freed:
             self._pages.append(page)
-            self._ready.notify_all()
+            self._freed.notify()
 
     def submit(self, record: Record, page: Page) -> int | None:
         """Make an instance durable; its page is taken.
@@ -120,18 +126,19 @@ class Settler:
             return None
         if self.journal.wants_more:
             self._work.set()
-        with self._ready:
+        with self._arrived:
             self._waiting.append(Arrival(record, page, segment))
             self._submitted += 1
-            self._ready.notify_all()
+            if len(self._waiting) in (1, _TOGETHER):
+                self._arrived.notify()
             return self._submitted
 
     def wait(self, ticket: int, timeout_s: float) -> bool:
         """Wait until an instance and all before it are files in the index, unless that fails just now."""
-        with self._ready:
+        with self._done:
             self._wanted += 1
-            self._ready.notify_all()
-            self._ready.wait_for(lambda: self._settled >= ticket or self._failing, timeout_s)
+            self._arrived.notify()
+            self._done.wait_for(lambda: self._settled >= ticket or self._failing, timeout_s)
             self._wanted -= 1
             return self._settled >= ticket
 
@@ -156,9 +163,13 @@ class Settler:
 
     def _gather(self, batch: list[Arrival], until: float) -> bool:
         """Wait for more instances; True when the batch is to enter the index now."""
-        with self._ready:
+        with self._arrived:
             left_s = max(0.0, until - time.monotonic()) if batch else None
-            self._ready.wait_for(lambda: self._waiting or self._closing or (batch and self._wanted), left_s)
+            self._arrived.wait_for(lambda: self._waiting or self._closing or (batch and self._wanted), left_s)
+            if self._waiting:
+                self._arrived.wait_for(
+                    lambda: len(self._waiting) >= _TOGETHER or self._closing or self._wanted, _FILE_S
+                )
             while self._waiting and len(batch) < _BATCH:
                 batch.append(self._waiting.popleft())
             # Many rows in one transaction cost little more than one.
@@ -177,15 +188,15 @@ class Settler:
         except Exception as error:
             if not self._failing:
                 event("journal", level=logging.ERROR, error=type(error).__name__, instances=len(batch))
-            with self._ready:
+            with self._done:
                 self._failing = True
-                self._ready.notify_all()
+                self._done.notify_all()
             return False
-        with self._ready:
+        with self._done:
             self._failing = False
             if index:
                 self._settled += len(batch)
-                self._ready.notify_all()
+                self._done.notify_all()
         return True
 
     def _index_batch(self, batch: list[Arrival]) -> bool:
@@ -254,9 +265,9 @@ class Settler:
     def close(self, timeout_s: float = 10.0) -> None:
         """Settle what was submitted, if that is possible in time, and end."""
         self.wait(self._submitted, timeout_s)
-        with self._ready:
+        with self._arrived:
             self._closing = True
-            self._ready.notify_all()
+            self._arrived.notify()
         self._work.set()
         for thread in self._threads:
             thread.join(timeout_s)
