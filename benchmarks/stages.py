@@ -168,7 +168,7 @@ def time_stages(settings_path: Path, study: str) -> dict[str, Any]:
     watch.wrap(slices, "read_source", "header")
     watch.wrap(slices, "decode_frame", "decode")
     watch.wrap(slices, "normalise", "normalise")
-    watch.wrap(Letterbox, "forward", "to the model's grid")
+    watch.wrap(scorer, "to_square", "to the model's grid")
     watch.wrap(Letterbox, "backward", "to the source's grid")
     watch.wrap(pipeline, "load_slice", "load_slice")
     for module, name in ((pipeline, "find"), (variants, "encode_seg"), (variants, "encode_sr")):
