@@ -112,7 +112,7 @@ class BufferedSocket(GuardedSocket):
         return int(got)
 
     def answer(self, pdu: bytes) -> None:
-        """Send a PDU that fits into what the connection buffers, unless the peer does not read."""
+        """Send a short PDU: at once as far as the connection's buffer takes it, the rest in the stock way."""
         connection: Any = self.socket
         sent = 0
         if not isinstance(connection, ssl.SSLSocket):
