@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from peers import free_port
+from peers import children, free_port
 from warm_daemon import WarmDaemon
 from xdist.scheduler import LoadScopeScheduling
 
@@ -144,10 +144,7 @@ class RunningDaemon:
 
     def children(self) -> list[int]:
         """Process ids of its roles."""
-        found = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
-        )
-        return [int(pid) for pid in found.stdout.split()]
+        return children(self.process.pid)
 
     def wait_for(self, done: Callable[[Index], bool], timeout_s: float = 90.0) -> None:
         """Wait until the index says so."""

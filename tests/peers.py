@@ -37,6 +37,12 @@ def need(*programs: str) -> None:
             pytest.skip(f"{program} is not installed")
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of a process' children, by whichever of its threads they were started."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
+
+
 def free_port() -> int:
     """Return a TCP port on loopback that nobody listens on."""
     with socket.socket() as probe:

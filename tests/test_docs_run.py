@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import RunningDaemon
 from page_site import PASSWORD, PageSite
-from peers import free_port, heed_interrupts, storescp, storescu, wait_for_port
+from peers import children, free_port, heed_interrupts, storescp, storescu, wait_for_port
 from phantoms import picture
 from PIL import Image
 from typer.testing import CliRunner
@@ -201,19 +201,13 @@ def test_a_demo_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
         )
     try:
         _wait_for(lambda: "daemon on port" in log.read_text(), process, log)
-        family = _children(process.pid)
+        family = [pid for child in children(process.pid) for pid in (child, *children(child))]
         assert len(family) >= 2
         process.terminate()
         assert process.wait(60) == 130, log.read_text()
     finally:
         _end(process)
     assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
-
-
-def _children(pid: int) -> list[int]:
-    """The children of a process and theirs, as started by their first threads."""
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return found + [grandchild for child in found for grandchild in _children(child)]
 
 
 def test_a_lost_index_is_rebuilt_as_the_page_says(sandbox: Sandbox) -> None:
