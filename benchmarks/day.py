@@ -222,7 +222,6 @@ def _instance(uid: str, number: int, at: float) -> StoredInstance:
         transfer_syntax_uid="1.2.840.10008.1.2.1",
         path=f"00/{uid}/{uid}.1/{sop}.dcm",
         size_bytes=526_000,
-        sha256=f"{number:064x}",
         received_at=at,
         calling_ae="CT1",
         version=1,

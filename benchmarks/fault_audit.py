@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_modality import Modality
+from benchmarks.fault_modality import Modality, data_set_sha256
 from benchmarks.fault_pacs import read_journal
 from benchmarks.fault_site import Site
 from daemon.errors import DaemonError
 from daemon.index import Index
-from daemon.part import data_set_sha256
-from daemon.part10 import read_file_header
 from daemon.spool import Spool
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -72,15 +70,15 @@ def audit(index: Index, spool: Spool, pacs: Path, modalities: Sequence[Modality]
     """Compare what was answered with Success, disk, index and PACS."""
     problems: list[str] = []
     studies = index.list_studies()
-    rows = {
-        (i.sop_instance_uid, i.sha256): i for s in studies for i in index.instances_of(s.study_instance_uid)
-    }
+    rows: dict[str, list[Path]] = {}
+    for study in studies:
+        for instance in index.all_versions(study.study_instance_uid):
+            rows.setdefault(instance.sop_instance_uid, []).append(spool.path(instance.path))
     answered = {uid: sha for m in modalities for uid, sha in m.answered.items()}
     for uid, sha in answered.items():
-        row = rows.get((uid, sha))
-        if row is None:
+        if uid not in rows:
             problems.append("lost: an answered instance is not in the index")
-        elif not _has(spool.path(row.path), sha):
+        elif not any(_has(path, sha) for path in rows[uid]):
             problems.append("lost: an answered instance is not on disk")
     journal = [line for line in read_journal(pacs) if line["status"] in (0, 0xB000, 0x0111)]
     contents: dict[str, set[str]] = {}
@@ -130,6 +128,6 @@ def _orphans(index: Index, spool: Spool) -> list[str]:
 
 def _has(path: Path, sha256: str) -> bool:
     try:
-        return data_set_sha256(path, read_file_header(path)[1]) == sha256
+        return data_set_sha256(path) == sha256
     except (OSError, DaemonError):
         return False

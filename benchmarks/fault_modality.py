@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from daemon.part import data_set_sha256
 from daemon.part10 import read_file_header
 from daemon.phantom import make_case, write_case
 from daemon.sender import Destination, send
@@ -62,7 +62,7 @@ class Modality:
                 status = "none" if outcome.status is None else f"{outcome.status:04X}"
                 self.statuses[status] += 1
                 if outcome.status == 0:
-                    self.answered[outcome.sop_instance_uid] = _sha256(outcome.path)
+                    self.answered[outcome.sop_instance_uid] = data_set_sha256(outcome.path)
             waiting = [outcome.path for outcome in outcomes if outcome.status != 0]
             if waiting:
                 self.targets.append(self.targets.pop(0))
@@ -97,5 +97,15 @@ class Modality:
             self._thread.join()
 
 
-def _sha256(path: Path) -> str:
-    return data_set_sha256(path, read_file_header(path)[1])
+def data_set_sha256(path: Path) -> str:
+    """Return the hash of a file's data set.
+
+    Raises
+    ------
+    OSError, SpoolError
+        It cannot be read.
+    """
+    offset = read_file_header(path)[1]
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -159,7 +159,7 @@ def _add(rows: dict[type, list[dict[str, Any]]], uid: str, at: float, chance: ra
     rows[InstanceRow] += [
         {**key, "sop_instance_uid": f"{uid}.{n}", "version": 1, "series_instance_uid": f"{uid}.9",
          "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2", "transfer_syntax_uid": "1.2.840.10008.1.2.1",
-         "path": f"none/{uid}/{n}", "size_bytes": 500_000, "sha256": "0" * 64, "received_at": at,
+         "path": f"none/{uid}/{n}", "size_bytes": 500_000, "received_at": at,
          "calling_ae": "CT1", "revision": 1}
         for n in (1, 2)
     ]  # fmt: skip

@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
+import os
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.files import create, disk_error, flush, part_name, sync_directory, write_all
+from daemon.files import create, disk_error, part_name, sync_directory, write_all
 from daemon.part10 import Header, file_meta, read_file_header
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredInstance:
-    """One instance on disk; ``path`` is relative to the spool's root, ``sha256`` is of the data set.
+    """One instance on disk; ``path`` is relative to the spool's root.
 
     ``version`` is 1, or higher when other bytes came under the same UID; ``received_at`` is in
     seconds since the epoch.
@@ -30,7 +31,6 @@ class StoredInstance:
     transfer_syntax_uid: str
     path: str
     size_bytes: int
-    sha256: str
     received_at: float
     calling_ae: str
     version: int = 1
@@ -54,8 +54,6 @@ class Part:
         self.calling_ae = calling_ae
         self.data_bytes = 0
         self._checked_bytes = 0
-        self._hash = hashlib.sha256()
-        self._sha256 = ""
         self._path = spool.root / "tmp" / part_name()
         self._stream = create(self._path)
         meta = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae)
@@ -72,7 +70,6 @@ class Part:
         SpoolError
             The disk failed.
         """
-        self._hash.update(data)
         self._count(len(data))
         try:
             self._stream.write(data)
@@ -89,22 +86,8 @@ class Part:
         SpoolError
             The disk failed.
         """
-        for piece in pieces:
-            self._hash.update(piece)
         self._count(sum(map(len, pieces)))
         self._write_through(pieces)
-
-    def write_hashed(self, data: memoryview, sha256: str) -> None:
-        """Write the whole data set, whose hash is known.
-
-        Raises
-        ------
-        SpoolError
-            The disk is full or failed.
-        """
-        self._sha256 = sha256
-        self.data_bytes = len(data)
-        self._write_through([data])
 
     def _count(self, size_bytes: int) -> None:
         self.data_bytes += size_bytes
@@ -154,11 +137,11 @@ class Part:
             The disk failed.
         """
         directory = self._spool.root / Path(instance_path(study, series, self.sop_instance_uid)).parent
-        sha256 = self._sha256 or self._hash.hexdigest()
         try:
+            self._stream.flush()
             if durable:
-                flush(self._stream)
-            target, version = self._place(directory, sha256, durable)
+                os.fsync(self._stream.fileno())
+            target, version = self._place(directory, durable)
             size_bytes = target.stat().st_size
             # What a rebuilt index would say; one that came again is no older than now.
             received_at = target.stat().st_mtime if self._path.samefile(target) else time.time()
@@ -174,7 +157,6 @@ class Part:
             transfer_syntax_uid=self.transfer_syntax_uid,
             path=str(target.relative_to(self._spool.root)),
             size_bytes=size_bytes,
-            sha256=sha256,
             received_at=received_at,
             calling_ae=self.calling_ae,
             version=version,
@@ -187,7 +169,7 @@ class Part:
             self._stream.close()
         self._path.unlink(missing_ok=True)
 
-    def _place(self, directory: Path, sha256: str, durable: bool) -> tuple[Path, int]:
+    def _place(self, directory: Path, durable: bool) -> tuple[Path, int]:
         """Link the part to the first free version, or find the version with these bytes."""
         version = 1
         while True:
@@ -196,7 +178,7 @@ class Part:
             if target.exists():
                 header, offset = read_file_header(target)
                 same_syntax = header.transfer_syntax_uid == self.transfer_syntax_uid
-                if same_syntax and data_set_sha256(target, offset) == sha256:
+                if same_syntax and _same_bytes(self._path, self._offset, target, offset):
                     # The earlier writer may have died between its link and its fsync.
                     if durable:
                         self._spool.make_durable(directory)
@@ -209,6 +191,7 @@ class Part:
 
 # How often a large instance looks at the free space.
 _RESERVE_CHECK_BYTES = 64 * 1024 * 1024
+_COMPARED_BYTES = 1024 * 1024
 
 
 def uid_name(uid: str) -> str:
@@ -228,8 +211,12 @@ def study_prefix(study: str) -> str:
     return hashlib.blake2b(study.encode(), digest_size=1).hexdigest()
 
 
-def data_set_sha256(file: Path, offset: int) -> str:
-    """Return the hash of a file's data set, which starts at ``offset``."""
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _same_bytes(one: Path, one_offset: int, other: Path, other_offset: int) -> bool:
+    """Whether two files are equal from an offset in each to their ends."""
+    with one.open("rb") as first, other.open("rb") as second:
+        first.seek(one_offset)
+        second.seek(other_offset)
+        while (piece := first.read(_COMPARED_BYTES)) == second.read(_COMPARED_BYTES):
+            if not piece:
+                return True
+    return False

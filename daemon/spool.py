@@ -23,7 +23,7 @@ from pathlib import Path
 
 from daemon.errors import DiskReserveError, SpoolError
 from daemon.files import create, disk_error, flush, part_name, sync_directory, write_new
-from daemon.part import Part, StoredInstance, data_set_sha256, study_prefix, uid_name
+from daemon.part import Part, StoredInstance, study_prefix, uid_name
 from daemon.part10 import read_file_header
 
 __all__ = ["Part", "Spool", "StoredInstance"]
@@ -263,7 +263,7 @@ class Spool:
             self._durable.add(directory)
 
     def _read(self, file: Path, relative: str) -> StoredInstance:
-        header, offset = read_file_header(file)
+        header, _ = read_file_header(file)
         version = re.fullmatch(r".*\.v(\d+)\.dcm", file.name)
         stat = file.stat()
         return StoredInstance(
@@ -274,7 +274,6 @@ class Spool:
             transfer_syntax_uid=header.transfer_syntax_uid,
             path=relative,
             size_bytes=stat.st_size,
-            sha256=data_set_sha256(file, offset),
             received_at=stat.st_mtime,
             calling_ae=header.calling_ae,
             version=int(version.group(1)) if version else 1,

@@ -52,7 +52,6 @@ class InstanceRow(Base):
     transfer_syntax_uid: Mapped[str] = mapped_column(String)
     path: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    sha256: Mapped[str] = mapped_column(String(64))
     received_at: Mapped[float] = mapped_column(Float)
     calling_ae: Mapped[str] = mapped_column(String(16))
     # The first revision that holds this version; none until one is opened.

@@ -108,7 +108,6 @@ def _fill(page: LightPage, settings: Settings, spool: Spool, index: Index) -> No
                 "1.2.840.10008.1.2.1",
                 str(frame.path.relative_to(spool.root)),
                 frame.path.stat().st_size,
-                "0" * 64,
                 100.0,
                 "CT1",
                 1,

@@ -54,6 +54,7 @@ HOMES = {
         "daemon.tables_web",
         "daemon.verdicts",
     },
+    "xxhash": {"daemon.reception.record"},
     "fastapi": {"daemon.web"},
     "uvicorn": {"daemon.web"},
     "prometheus_client": {"daemon.metrics", "daemon.web.health"},

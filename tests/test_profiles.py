@@ -269,7 +269,7 @@ def test_predecessors_are_those_that_the_destination_has(tmp_path):
 def test_each_destination_is_sent_its_own(tmp_path):
     """Deliveries are planned of what is meant for a destination, and of what is meant for all."""
     index = Index(f"sqlite:///{tmp_path / 'index.sqlite'}")
-    index.add_instance(StoredInstance("1.2", "1.2.1", "1.2.1.1", "1", "1", "p", 1, "0" * 64, 1.0, "AE", 1))
+    index.add_instance(StoredInstance("1.2", "1.2.1", "1.2.1.1", "1", "1", "p", 1, 1.0, "AE", 1))
     for uid, names in {"1": "archive", "2": "viewer", "3": "archive viewer", "4": ""}.items():
         index.add_results(
             [ResultRecord("1.2", 1, "SEG", "1.2", f"1.2.9.{uid}", "1.2.9", "p", "0" * 64, names)]

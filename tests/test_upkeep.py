@@ -405,5 +405,7 @@ def fill(old: sqlite3.Connection) -> None:
     }  # fmt: skip
     for table, values in rows.items():
         row = {"study_instance_uid": "1.2", **values}
+        columns = {name for _, name, *_ in old.execute(f"PRAGMA table_info({table})")}
+        row = {name: value for name, value in row.items() if name in columns}
         places = ", ".join("?" for _ in row)
         old.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({places})", list(row.values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from daemon.errors import DiskReserveError, SpoolError
 from daemon.index import Index
 from daemon.part import Part, StoredInstance, instance_path
 from daemon.part10 import Uids
-from daemon.reception.record import SMALL_BYTES, Page, Record
+from daemon.reception.record import SMALL_BYTES, Page, Record, checksum
 from daemon.reception.settling import Settler
 from daemon.reception.uids import find_uids
 from daemon.reception.wire import StoreRequest
@@ -97,7 +96,6 @@ class Message:
         self._reception = reception
         self._syntax = transfer_syntax_uid
         self._calling_ae = calling_ae
-        self._hash = hashlib.sha256()
         self._page: Page | None = None if reception.on_stored else reception.settler.page()
         self._part: Part | None = None
         self._error: SpoolError | None = None
@@ -116,7 +114,7 @@ class Message:
         if self.size_bytes > self._reception.maximum_instance_bytes:
             raise DiskReserveError("the instance is larger than receiver.maximum_instance_bytes")
         if self._page is not None and self.size_bytes <= SMALL_BYTES:
-            self._hash.update(self._page.append(pieces))
+            self._page.append(pieces)
             return
         self._large().write_pieces(pieces)
 
@@ -182,7 +180,7 @@ class Message:
             transfer_syntax_uid=self._syntax,
             calling_ae=self._calling_ae,
             size_bytes=self.size_bytes,
-            sha256=self._hash.hexdigest(),
+            checksum=checksum(page.data),
         )
         ticket = self._reception.settler.submit(record, page)
         if ticket is None:

@@ -5,7 +5,7 @@ A segment is a sequence of blocks of 4 KB::
     segment header | record header | data set … | record header | data set … | …
 
 Every header is JSON with its length and checksum. A record counts when it names the segment's present
-generation, which no peer can guess, and its data set has the hash that it states.
+generation, which no peer can guess, and its data set has the checksum that it states.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from daemon.part import StoredInstance
 
@@ -39,7 +41,7 @@ class Record:
     transfer_syntax_uid: str
     calling_ae: str
     size_bytes: int
-    sha256: str
+    checksum: str
 
     def fields(self) -> dict[str, object]:
         """Return it as JSON writes it."""
@@ -55,7 +57,6 @@ class Record:
             transfer_syntax_uid=self.transfer_syntax_uid,
             path=path,
             size_bytes=self.size_bytes,
-            sha256=self.sha256,
             received_at=received_at,
             calling_ae=self.calling_ae,
         )
@@ -74,14 +75,13 @@ class Page:
         """The data set so far."""
         return self._view[BLOCK : BLOCK + self.used]
 
-    def append(self, pieces: list[memoryview]) -> memoryview:
-        """Copy bytes behind those that are there, and return them."""
-        first = at = BLOCK + self.used
+    def append(self, pieces: list[memoryview]) -> None:
+        """Copy bytes behind those that are there."""
+        at = BLOCK + self.used
         for piece in pieces:
             self._view[at : at + len(piece)] = piece
             at += len(piece)
         self.used = at - BLOCK
-        return self._view[first:at]
 
     def sealed(self, record: Record, generation: str) -> memoryview:
         """Write the record's header before the data set and return all of it, in whole blocks."""
@@ -102,18 +102,33 @@ def read_segment(path: Path) -> Iterator[tuple[Record, bytes]]:
             if fields is None or fields.pop("generation", "") != start["generation"]:
                 # A hole: a write that was under way when the process or the machine ended.
                 continue
-            with contextlib.suppress(TypeError):
-                record = Record(**fields)
-                data = stream.read(record.size_bytes)
-                if sha256_of(data) == record.sha256:
+            with contextlib.suppress(TypeError, KeyError):
+                record, is_whole = _checked(fields, data := stream.read(fields["size_bytes"]))
+                if is_whole:
                     yield record, data
                     at += blocks(record.size_bytes) - BLOCK
             stream.seek(at)
 
 
-def sha256_of(data: bytes) -> str:
-    """Return the hash that a record states."""
-    return hashlib.sha256(data).hexdigest()
+def checksum(data: bytes | memoryview) -> str:
+    """Return what a record states of its data set: enough to see that all of it was written."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def _checked(fields: dict[str, Any], data: bytes) -> tuple[Record, bool]:
+    """Return a record, and whether its data set is whole.
+
+    Raises
+    ------
+    TypeError
+        It is no record.
+    """
+    found = checksum(data)
+    # Until xxh3 was used a record had a SHA-256: the segment may be one of an earlier version.
+    if (sha256 := fields.pop("sha256", None)) is not None:
+        return Record(checksum=found, **fields), hashlib.sha256(data).hexdigest() == sha256
+    record = Record(**fields)
+    return record, record.checksum == found
 
 
 def header(kind: bytes, fields: dict[str, object]) -> bytes:

@@ -119,7 +119,7 @@ def store(spool: Spool, record: Record, data: memoryview | bytes) -> StoredInsta
     # The name is taken, by the same bytes or by others: the part knows what that means.
     part = Part(spool, record.sop_class_uid, sop, syntax, record.calling_ae)
     try:
-        part.write_hashed(memoryview(data), record.sha256)
+        part.write_pieces([memoryview(data)])
         return part.commit(record.study_instance_uid, record.series_instance_uid, durable=False)
     finally:
         part.discard()
