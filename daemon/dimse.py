@@ -14,6 +14,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import _STORAGE_CLASSES, uid_to_service_class
 
+from daemon.known_uids import know_uids
 from daemon.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 SUCCESS = 0x0000
@@ -153,6 +154,7 @@ class Offer:
 
 def configure_pynetdicom() -> None:
     """Set pynetdicom's process-wide settings: no identifiers in logs, files sent in pieces."""
+    know_uids()
     config: Any = pynetdicom._config
     config.LOG_REQUEST_IDENTIFIERS = False
     config.LOG_RESPONSE_IDENTIFIERS = False

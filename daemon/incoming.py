@@ -106,7 +106,13 @@ class IncomingProvider(DIMSEServiceProvider):
     """pynetdicom's DIMSE provider, whose messages put their data sets into the spool."""
 
     def __init__(
-        self, assoc: Association, spool: Spool, limits: Limits, on_limit: Callable[[LimitError], None]
+        self,
+        assoc: Association,
+        spool: Spool,
+        limits: Limits,
+        on_limit: Callable[[LimitError], None],
+        *,
+        is_woken: bool = False,
     ) -> None:
         super().__init__(assoc)
         self._spool = spool
@@ -119,6 +125,8 @@ class IncomingProvider(DIMSEServiceProvider):
         self._started = self._active = time.monotonic()
         self._bytes = 0
         self._is_over = False
+        # The fast path's upper layer wakes whoever waits for a message: nobody has to look often.
+        self._is_woken = is_woken
         # A request of ours was sent, and somebody waits for the answer to it.
         self._awaits_answer = False
         # Statuses of the C-STORE requests that get_msg answered.
@@ -182,7 +190,7 @@ class IncomingProvider(DIMSEServiceProvider):
         """
         if block:
             return self._answer()
-        idle = time.monotonic() - self._active > _BUSY_S
+        idle = self._is_woken or time.monotonic() - self._active > _BUSY_S
         try:
             found = self.msg_queue.get(timeout=_IDLE_WAIT_S if idle else _BUSY_WAIT_S)
         except queue.Empty:

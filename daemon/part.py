@@ -1,6 +1,7 @@
 """An instance that arrives, and what it becomes: bytes in ``tmp``, then a named file."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -192,18 +193,25 @@ class Part:
 # How often a large instance looks at the free space.
 _RESERVE_CHECK_BYTES = 64 * 1024 * 1024
 _COMPARED_BYTES = 1024 * 1024
+_VALID_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def uid_name(uid: str) -> str:
     """Return the UID as a file name, or a hash of it when it is no valid UID (PS3.5 9.1)."""
-    if len(uid) <= 64 and re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid):
+    if len(uid) <= 64 and _VALID_UID.fullmatch(uid):
         return uid
     return f"h{hashlib.blake2b(uid.encode(), digest_size=16).hexdigest()}"
 
 
 def instance_path(study: str, series: str, sop: str) -> str:
     """Return where the first version of an instance is, relative to the spool's root."""
-    return f"{study_prefix(study)}/{uid_name(study)}/{uid_name(series)}/{uid_name(sop)}.dcm"
+    return f"{_series_directory(study, series)}/{uid_name(sop)}.dcm"
+
+
+# The series that arrive at one time: a slice needs its own twice.
+@functools.lru_cache(256)
+def _series_directory(study: str, series: str) -> str:
+    return f"{study_prefix(study)}/{uid_name(study)}/{uid_name(series)}"
 
 
 def study_prefix(study: str) -> str:

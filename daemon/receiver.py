@@ -192,11 +192,11 @@ class Receiver:
     def run_association(self, assoc: Association, may: frozenset[str]) -> None:
         """Run one association to its end, then write its line and drop what it left unfinished."""
         tally = Tally(may)
-        provider = IncomingProvider(assoc, self._spool, self.limits, tally.over)
-        assoc.dimse = provider
-        set_no_delay(assoc)
         dul: Any = assoc.dul
         is_fast = isinstance(dul, FastProvider)
+        provider = IncomingProvider(assoc, self._spool, self.limits, tally.over, is_woken=is_fast)
+        assoc.dimse = provider
+        set_no_delay(assoc)
         if is_fast and "store" in may:
             dul.serve(tally.take, tally.over)
         with self._lock:

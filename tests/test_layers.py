@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 HOMES = {
     "pynetdicom": {
         "daemon.receiver",
+        "daemon.known_uids",
         "daemon.connections",
         "daemon.listeners",
         "daemon.guard",

@@ -58,6 +58,7 @@ class FastProvider(DULServiceProvider):
         self._take: Taking | None = None
         self._on_limit: Callable[[LimitError], None] = lambda _error: None
         self._message: Message | None = None
+        self._contexts: dict[int, tuple[str, str]] = {}
         self._pieces: list[memoryview] = []
         self._served = 0
         self._began = 0.0
@@ -239,12 +240,8 @@ class FastProvider(DULServiceProvider):
         if self._take is None or fragment.control & 3 != wire.COMMAND | wire.LAST:
             return False
         request = wire.read_store_request(fragment.context_id, content)
-        context = assoc._accepted_cx.get(fragment.context_id)
-        if request is None or context is None or not context.as_scp:
-            return False
-        if context.abstract_syntax != request.sop_class_uid or assoc.dimse.has_messages:
-            return False
-        if uid_to_service_class(request.sop_class_uid) is not StorageServiceClass:
+        sop_class_uid, transfer_syntax_uid = self._storage_context(fragment.context_id)
+        if request is None or request.sop_class_uid != sop_class_uid or assoc.dimse.has_messages:
             return False
         if self._served > self._limits.maximum_pending_messages:
             raise LimitError("maximum_pending_messages", "more requests than may wait for an answer")
@@ -255,8 +252,21 @@ class FastProvider(DULServiceProvider):
         self._served += 1
         self._began = time.monotonic()
         calling_ae = assoc.requestor.ae_title.strip()
-        self._message = Message(self._reception, request, str(context.transfer_syntax[0]), calling_ae)
+        self._message = Message(self._reception, request, transfer_syntax_uid, calling_ae)
         return True
+
+    def _storage_context(self, context_id: int) -> tuple[str, str]:
+        """Return SOP class and transfer syntax of a context that we receive in; both empty for another."""
+        if context_id not in self._contexts:
+            assoc: Any = self.assoc
+            context = assoc._accepted_cx.get(context_id)
+            found = ("", "")
+            if context is not None and context.as_scp:
+                uid = str(context.abstract_syntax)
+                if uid_to_service_class(uid) is StorageServiceClass:
+                    found = uid, str(context.transfer_syntax[0])
+            self._contexts[context_id] = found
+        return self._contexts[context_id]
 
     def _flush(self) -> None:
         """Hand over what lies in the socket's buffer, before other bytes take its place."""
