@@ -201,8 +201,17 @@ class Trail:
         return patient
 
 
-def open_trail(settings: Settings, role: str) -> Trail:
+def open_trail(settings: Settings, role: str, process: int = 0) -> Trail:
     """Return the trail of a process, as ``[audit]`` wants it.
+
+    Parameters
+    ----------
+    settings
+        Of the installation.
+    role
+        Of the process.
+    process
+        Its number among those of the role.
 
     Raises
     ------
@@ -212,8 +221,9 @@ def open_trail(settings: Settings, role: str) -> Trail:
     options, host = settings.audit, settings.engine.node or socket.gethostname()
     outputs: list[Output] = []
     if options.folder:
-        # A file for each role: processes that share one could not rename it.
-        path = settings.service.data_dir / options.folder / f"{role}.log"
+        # A file for each process: those that share one could not rename it.
+        name = f"{role}-{process}" if process else role
+        path = settings.service.data_dir / options.folder / f"{name}.log"
         outputs.append(TrailFile(path, options.file_bytes, options.keep_files))
     if options.syslog:
         name, _, port = options.syslog.rpartition(":")

@@ -25,6 +25,13 @@ from daemon.reception.provider import FastProvider
 _REPORT_S = 10.0
 
 
+class HandOver(Protocol):
+    """Asked of each connection whether another process takes it."""
+
+    def __call__(self, connection: socket.socket, address: tuple[str, int], *, encrypted: bool) -> bool:
+        """Return whether another has it now."""
+
+
 class AssociationRunner(Protocol):
     """Who runs an association: the receiver."""
 
@@ -37,6 +44,9 @@ class AssociationRunner(Protocol):
 
     def leave(self) -> None:
         """Give the place back."""
+
+    def ended(self) -> None:
+        """Take note that a connection has ended."""
 
     def run_association(self, assoc: Association, may: frozenset[str]) -> None:
         """Run it to its end."""
@@ -125,14 +135,31 @@ class Server(ThreadedAssociationServer):
     receiver: AssociationRunner
     # Its handshake is made in the connection's thread: pynetdicom's own would block the next peer.
     tls: ssl.SSLContext | None = None
+    hand_over: HandOver | None = None
     # A thread of a peer that never ends must not keep the process.
     daemon_threads = True
     request_queue_size = 512
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Note a connection before its thread starts: threads come in any order, the oldest gives way."""
+        """Give a connection to another process, or a thread of its own here."""
+        is_encrypted = self.tls is not None
+        if self.hand_over is not None and self.hand_over(request, client_address, encrypted=is_encrypted):
+            # Our descriptor of it alone: the other process has its own.
+            request.close()
+            return
+        # Noted before its thread starts: threads come in any order, the oldest gives way.
         self.receiver.waiting.add(request)
         super().process_request(request, client_address)
+
+
+class HandedServer(Server):
+    """A server whose connections another process has accepted."""
+
+    def server_bind(self) -> None:
+        """Take no address: the other process has it."""
+
+    def server_activate(self) -> None:
+        """Do not listen."""
 
 
 class Connection(RequestHandler):
@@ -161,6 +188,7 @@ class Connection(RequestHandler):
         finally:
             # pynetdicom leaves a socket open whose peer went first.
             self.request.close()
+            self.server.receiver.ended()
 
     def _request(self) -> Request | None:
         """Return the association request; None when the connection had to give way."""

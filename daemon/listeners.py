@@ -1,5 +1,6 @@
 """The ports that the SCP listens on, plain and encrypted: opened together, served, closed in order."""
 
+import socket
 import ssl
 import threading
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 from pynetdicom import AE, build_context
 
 from daemon import dimse
-from daemon.connections import AssociationRunner, Connection, Server
+from daemon.connections import AssociationRunner, Connection, HandOver, Server
 from daemon.log import event
 
 
@@ -46,8 +47,17 @@ class Listeners:
         ports = (s.server_address[1] for s in self._servers if (s.tls is not None) == encrypted)
         return int(next(ports, 0))
 
-    def open(self, address: tuple[str, int], tls: ssl.SSLContext | None = None) -> None:
+    def open(self, kind: type[Server], address: tuple[str, int], tls: ssl.SSLContext | None = None) -> None:
         """Listen on one more address; a peer that connects waits for :meth:`serve`.
+
+        Parameters
+        ----------
+        kind
+            ``Server``, or ``HandedServer`` where another process listens.
+        address
+            Host and port.
+        tls
+            How to encrypt; None for plain.
 
         Raises
         ------
@@ -58,7 +68,7 @@ class Listeners:
             address,
             contexts=[build_context(dimse.VERIFICATION)],
             evt_handlers=self._handlers,
-            server_class=Server,
+            server_class=kind,
             request_handler=Connection,
         )
         server.receiver, server.tls = self._runner, tls
@@ -71,9 +81,10 @@ class Listeners:
             server.server_close()
         self._servers.clear()
 
-    def serve(self) -> None:
+    def serve(self, hand_over: HandOver | None = None) -> None:
         """Take connections, each port in a thread of its own."""
         for server in self._servers:
+            server.hand_over = hand_over
             thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="receiver")
             thread.start()
             self._threads.append(thread)
@@ -81,8 +92,15 @@ class Listeners:
             port = server.server_address[1]
             event("receiver started", port=port, called_ae=self._ae.ae_title, outcome=outcome)
 
+    def take(self, connection: socket.socket, address: tuple[str, int], *, encrypted: bool) -> None:
+        """Run a connection that another process has accepted."""
+        server = next(s for s in self._servers if (s.tls is not None) == encrypted)
+        server.process_request(connection, address)
+
     def stop(self) -> None:
         """Take no more connections; those that are open go on."""
+        if not self._threads:
+            self.close()
         for server in self._servers:
             server.shutdown()
         for thread in self._threads:

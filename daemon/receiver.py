@@ -5,6 +5,7 @@ beyond the UIDs. Statuses: PS3.4 B.2.3. Rejections: PS3.8 table 9-21.
 """
 
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -19,9 +20,10 @@ from daemon import dimse
 from daemon.admission import Admission, Peer, Verdict
 from daemon.audit import Trail, no_trail
 from daemon.commitment_service import CommitmentService
-from daemon.connections import Waiting, end
+from daemon.connections import HandedServer, HandOver, Server, Waiting, end
 from daemon.doorstep import Request
 from daemon.errors import DatabaseError
+from daemon.fellows import Fellow, Fellows
 from daemon.incoming import IncomingProvider, set_no_delay
 from daemon.index import Index
 from daemon.limits import LimitError, Limits, plain_address
@@ -70,6 +72,8 @@ class Receiver:
         Where transfers and refusals are audited.
     reception
         ``fast`` or ``stock``: whether C-STORE requests are taken from the socket's buffer directly.
+    fellow
+        What this process tells the others of its role, and knows of them.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Receiver:
         on_stored: Callable[[StoredInstance], None] | None = None,
         trail: Trail | None = None,
         reception: str = "fast",
+        fellow: Fellow | None = None,
     ) -> None:
         dimse.configure_pynetdicom()
         self.ae_title = ae_title
@@ -111,7 +116,7 @@ class Receiver:
         )
         self._peer_node = peer_node
         self._tallies: dict[Association, Tally] = {}
-        self._places = 0
+        self._fellow = fellow or Fellow(Fellows(1))
         self._lock = threading.Lock()
         self._plain, self._tls_port, self._tls = plain, tls_port, tls
         handlers = [
@@ -136,11 +141,15 @@ class Receiver:
     @property
     def associations(self) -> int:
         """How many associations are open, and connections that may still ask for one."""
-        with self._lock:
-            return self._places + len(self.waiting)
+        return self._fellow.places + len(self.waiting)
 
-    def start(self) -> None:
+    def start(self, hand_over: HandOver | None = None) -> None:
         """Remove leftovers of an earlier run and listen.
+
+        Parameters
+        ----------
+        hand_over
+            Asked of each connection whether another process takes it.
 
         Raises
         ------
@@ -148,19 +157,30 @@ class Receiver:
             The address is taken or not ours.
         """
         self._spool.clean()
+        self._open(Server)
+        self._listeners.serve(hand_over)
+
+    def attend(self) -> None:
+        """Be ready for connections that another process listens for; see :meth:`take`."""
+        self._open(HandedServer)
+
+    def take(self, connection: socket.socket, address: tuple[str, int], *, encrypted: bool) -> None:
+        """Run a connection that another process has accepted."""
+        self._listeners.take(connection, address, encrypted=encrypted)
+
+    def _open(self, kind: type[Server]) -> None:
         if self.reception is not None:
             self.reception.start()
         try:
             if self._plain:
-                self._listeners.open(self._address)
+                self._listeners.open(kind, self._address)
             if self._tls is not None:
-                self._listeners.open((self._address[0], self._tls_port or 0), self._tls)
+                self._listeners.open(kind, (self._address[0], self._tls_port or 0), self._tls)
         except OSError:
             self._listeners.close()
             if self.reception is not None:
                 self.reception.close()
             raise
-        self._listeners.serve()
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Stop listening, let open associations finish for a while, then abort what is left."""
@@ -191,7 +211,7 @@ class Receiver:
 
     def run_association(self, assoc: Association, may: frozenset[str]) -> None:
         """Run one association to its end, then write its line and drop what it left unfinished."""
-        tally = Tally(may)
+        tally = Tally(may, begins=self._fellow.begins)
         dul: Any = assoc.dul
         is_fast = isinstance(dul, FastProvider)
         provider = IncomingProvider(assoc, self._spool, self.limits, tally.over, is_woken=is_fast)
@@ -211,16 +231,15 @@ class Receiver:
             tally.statuses.update(provider.refused)
             with self._lock:
                 del self._tallies[assoc]
-                still_sent = {uid for other in self._tallies.values() for uid in other.studies}
-            self._finish(assoc, tally, still_sent)
+            self._finish(assoc, tally)
 
-    def _finish(self, assoc: Association, tally: Tally, still_sent: set[str]) -> None:
+    def _finish(self, assoc: Association, tally: Tally) -> None:
         # Line and audit first: what was acknowledged is told, whatever becomes of the rest.
         tally.write(assoc, self._key)
         requestor: Any = assoc.requestor
         calling_ae = requestor.primitive.calling_ae_title if requestor.primitive else ""
         self._trail.received(calling_ae, requestor.address_info.address, tally.transfers(self._spool))
-        due = tally.studies - still_sent
+        due = tally.studies - self._fellow.ends(tally.studies)
         if due and self._close_at_release and tally.outcome == "released":
             self._mark_released(due)
 
@@ -246,12 +265,9 @@ class Receiver:
         """Judge an association request; one that is let in has a place until :meth:`leave`."""
         address = plain_address(address)
         verdict = self._admission.judge(request.calling_ae, request.called_ae, address)
-        with self._lock:
-            if verdict.reject is None and self._places >= self.limits.maximum_associations:
-                reason = "too many associations (receiver.maximum_associations)"
-                verdict = Verdict(dimse.REJECT_LIMIT, frozenset(), reason)
-            if verdict.reject is None:
-                self._places += 1
+        if verdict.reject is None and not self._fellow.enter(self.limits.maximum_associations):
+            reason = "too many associations (receiver.maximum_associations)"
+            verdict = Verdict(dimse.REJECT_LIMIT, frozenset(), reason)
         if verdict.reject is not None:
             outcome = f"rejected: {verdict.reason}"
             calling_ae, called_ae = request.calling_ae, request.called_ae
@@ -261,8 +277,11 @@ class Receiver:
 
     def leave(self) -> None:
         """Give the place of an association back."""
-        with self._lock:
-            self._places -= 1
+        self._fellow.leave()
+
+    def ended(self) -> None:
+        """Take note that a connection has ended."""
+        self._fellow.ended()
 
     def _requested(self, requested: evt.Event) -> None:
         """Offer what is proposed and we take."""

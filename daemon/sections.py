@@ -53,6 +53,7 @@ class ReceiverSettings(Section):
     accept_unknown_peers: bool = True
     require_called_ae_title: bool = True
     private_sop_classes: tuple[UID, ...] = ()
+    processes: Annotated[int, Field(ge=1, le=16)] = 2
     maximum_associations: Annotated[int, Field(ge=1, le=1000)] = 25
     maximum_connections: Annotated[int, Field(ge=1, le=10_000)] = 256
     maximum_request_bytes: Annotated[int, Field(ge=4096, le=1 << 24)] = 262_144

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from daemon import workflows
-from daemon.admission import Peer
 from daemon.audit import Trail, open_trail
 from daemon.deliveries import Courier
-from daemon.errors import DaemonError, SettingsError
+from daemon.errors import SettingsError
 from daemon.index import Index
 from daemon.keeper import Keeper
-from daemon.limits import Limits
-from daemon.log import event, load_key
+from daemon.log import load_key
 from daemon.metrics import open_counters
-from daemon.notify import Pulse, notify, wait
+from daemon.notify import wait
 from daemon.prune import Pruner
-from daemon.receiver import Receiver
+from daemon.receiving import part, serve_receiving
 from daemon.resting import resting_collector
 from daemon.scoring import leave_loading, serve_scoring
 from daemon.sections import DestinationSettings, PeerSettings
@@ -31,7 +28,7 @@ from daemon.settings import Settings
 from daemon.spool import Spool
 from daemon.stopping import stop_event
 from daemon.supervisor import PATIENCE_S
-from daemon.tls import credentials, server_context
+from daemon.tls import credentials
 
 
 def run_role(role: str, settings: Settings) -> None:
@@ -49,6 +46,8 @@ def run_role(role: str, settings: Settings) -> None:
     SettingsError
         Another process has this role for the same data folder, or the port is taken.
     """
+    # Parted from this process while it has nothing of its own yet.
+    helpers = part(settings, pseudonym_key(settings)) if role == "receive" else None
     # Just before the supervisor loses its patience.
     stop = stop_event(settings.service.stop_timeout_s + PATIENCE_S - 1.0)
     # The one before may still finish its work: as long as it may, and a little longer.
@@ -59,8 +58,12 @@ def run_role(role: str, settings: Settings) -> None:
         trail.started()
         try:
             spool = Spool(settings.spool_dir, settings.receiver.reserve_bytes)
-            work = {"receive": _receive, "score": _score, "send": _send, "web": _web}[role]
-            work(settings, index, spool, stop, trail)
+            if helpers is not None:
+                key = pseudonym_key(settings)
+                serve_receiving(settings, index, spool, key, stop, trail, helpers)
+            else:
+                work = {"score": _score, "send": _send, "web": _web}[role]
+                work(settings, index, spool, stop, trail)
         finally:
             index.close()
             trail.stopped()
@@ -109,104 +112,6 @@ def peer_node(entry: PeerSettings, settings: Settings) -> Destination:
         settings.receiver.ae_title,
         tls=credentials(settings) if entry.tls else None,
     )
-
-
-def _peers(settings: Settings) -> list[Peer]:
-    """Who may talk to us: the peers, and destinations that answer requests for commitment."""
-    answering = frozenset({"echo", "commit"})
-    answers = {d.ae_title for d in settings.destinations if d.commitment}
-
-    def rights(entry: PeerSettings) -> frozenset[str]:
-        # Whoever is to answer our requests may do so, unless the settings say what it may.
-        implied = answering if entry.ae_title in answers and "may" not in entry.model_fields_set else ()
-        return frozenset(entry.may) | frozenset(implied)
-
-    listed = [Peer(p.name, p.ae_title, p.host, rights(p), p.port, p.tls) for p in settings.peers]
-    return listed + [
-        Peer(d.name, d.ae_title, d.host, answering, d.port, d.tls)
-        for d in settings.destinations
-        if d.commitment and d.ae_title not in {peer.ae_title for peer in listed}
-    ]
-
-
-def _node(peer: Peer, settings: Settings) -> Destination:
-    """Where a peer listens, for reports on storage commitment."""
-    tls = credentials(settings) if peer.tls else None
-    return Destination(peer.name, peer.ae_title, peer.host, peer.port, settings.receiver.ae_title, tls=tls)
-
-
-def make_receiver(settings: Settings, index: Index, spool: Spool, trail: Trail | None = None) -> Receiver:
-    """The Storage and Verification SCP that the settings describe, not started."""
-    options = settings.receiver
-    return Receiver(
-        options.ae_title,
-        options.host,
-        options.port,
-        spool,
-        index,
-        pseudonym_key(settings),
-        peers=_peers(settings),
-        accept_unknown_peers=options.accept_unknown_peers,
-        require_called_ae_title=options.require_called_ae_title,
-        private_sop_classes=options.private_sop_classes,
-        limits=Limits(**{name: getattr(options, name) for name in Limits.__slots__}),
-        peer_node=lambda peer: _node(peer, settings),
-        plain=options.plain,
-        tls_port=options.tls_port,
-        tls=server_context(credentials(settings), options.require_client_certificate)
-        if options.tls_port
-        else None,
-        close_at_release=settings.study.close_at_release,
-        trail=trail,
-        reception=options.reception,
-    )
-
-
-def _receive(settings: Settings, index: Index, spool: Spool, stop: threading.Event, trail: Trail) -> None:
-    if not index.count_states():
-        # Lost, perhaps: what the spool has must be known before anything new is opened or scored.
-        _complete(index, spool, stop)
-    receiver = make_receiver(settings, index, spool, trail)
-    dispatcher = workflows.Dispatcher(settings, index)
-    try:
-        receiver.start()
-    except OSError as error:
-        raise SettingsError(
-            f"receiver.host/port: cannot listen on {settings.receiver.host}:{settings.receiver.port} "
-            f"({error.strerror}); is another program there?"
-        ) from error
-    # Millions of files take minutes: reception does not wait for them.
-    threading.Thread(
-        target=_complete, args=(index, spool, stop), name="completing the index", daemon=True
-    ).start()
-    pulse = Pulse()
-    notify("READY=1")
-    try:
-        while not stop.wait(settings.engine.poll_s):
-            pulse.beat()
-            try:
-                dispatcher.tick()
-            except Exception as error:
-                # The named edge of the dispatcher: a database that is away for a while must not
-                # end reception; what is due stays due.
-                event("dispatcher", level=logging.ERROR, error=type(error).__name__)
-                stop.wait(5.0)
-    finally:
-        notify("STOPPING=1")
-        receiver.stop(settings.service.stop_timeout_s)
-        dispatcher.close()
-
-
-def _complete(index: Index, spool: Spool, stop: threading.Event) -> None:
-    """Bring what the spool has and the index does not know into the index; tried until it is done."""
-    while not stop.is_set():
-        try:
-            if added := index.rebuild(spool, stop.is_set):
-                event("index completed from the spool", instances=added)
-            return
-        except (DaemonError, OSError) as error:
-            event("completing the index", level=logging.ERROR, error=type(error).__name__)
-            stop.wait(60.0)
 
 
 def _score(settings: Settings, index: Index, spool: Spool, stop: threading.Event, _trail: Trail) -> None:

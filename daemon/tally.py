@@ -28,6 +28,8 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
     size_bytes: int = 0
     studies: set[str] = field(default_factory=set)
+    # Called with each study when its first instance came.
+    begins: Callable[[str], None] = lambda _study: None
     # By study: instances by SOP class, and one of the files; for the audit trail.
     taken: dict[str, tuple[Counter[str], str]] = field(default_factory=dict)
 
@@ -61,7 +63,9 @@ class Tally:
         return status, comment
 
     def _count(self, stored: StoredInstance) -> None:
-        self.studies.add(stored.study_instance_uid)
+        if stored.study_instance_uid not in self.studies:
+            self.studies.add(stored.study_instance_uid)
+            self.begins(stored.study_instance_uid)
         self.size_bytes += stored.size_bytes
         classes, _ = self.taken.setdefault(stored.study_instance_uid, (Counter(), stored.path))
         classes[stored.sop_class_uid] += 1

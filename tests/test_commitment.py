@@ -30,11 +30,11 @@ from daemon.incoming import IncomingProvider
 from daemon.keeper import Keeper
 from daemon.limits import Limits
 from daemon.pledges import Asked, not_committed
+from daemon.receiving import _peers
 from daemon.records import ResultRecord
 from daemon.requestor import Destination
 from daemon.sections import CommitmentSettings
 from daemon.sender import send
-from daemon.service import _peers
 from daemon.settings import load_settings
 from daemon.spool import Spool
 from daemon.tables import DeliveryRow

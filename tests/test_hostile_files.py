@@ -105,7 +105,7 @@ def test_the_audit_trail_survives_what_was_answered_success(
     settings, kept = load_settings(path), Kept()
     settings.service.data_dir.mkdir(parents=True, exist_ok=True)
     spool, index = Spool(settings.spool_dir, 0), Index(settings.database_url)
-    receiver = make_receiver(settings, index, spool, trail(kept))
+    receiver = make_receiver(settings, index, spool, b"key", trail(kept))
     receiver.start()
     try:
         with at_most(48 << 20):
