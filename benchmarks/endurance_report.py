@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).parent
 _BEGIN, _END = "<!-- endurance: begin -->", "<!-- endurance: end -->"
 # The share of the associations that counts as warm-up.
 _WARM_UP = 0.25
-_ORDER = ("supervisor", "receive", "score", "send", "web")
+_ORDER = ("supervisor", "receive", "helper", "score", "send", "web")
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,14 +136,14 @@ class Site:
             return 0
 
     def roles(self) -> dict[str, int]:
-        """Process id of each role that runs, and of the supervisor."""
+        """Process id of each role that runs, of the receiving role's helper, and of the supervisor."""
         found = {"supervisor": self.daemon.pid} if self.daemon.poll() is None else {}
-        children = Path(f"/proc/{self.daemon.pid}/task/{self.daemon.pid}/children")
-        with contextlib.suppress(OSError):
-            for pid in children.read_text().split():
-                with contextlib.suppress(OSError, ValueError, IndexError):
-                    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-                    found[words[words.index("--role") + 1]] = int(pid)
+        for pid in _children(self.daemon.pid):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                found[words[words.index("--role") + 1]] = pid
+        # One of its processes was forked by another: it has the same words.
+        found |= {"helper": pid for pid in _children(found.get("receive", -1))}
         return found
 
     def kill(self, role: str) -> bool:
@@ -251,3 +251,10 @@ def _wait_for(host: str, port: int, process: subprocess.Popen[bytes], timeout_s:
         with contextlib.suppress(OSError), socket.create_connection((host, port), 1.0):
             return
         time.sleep(0.1)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

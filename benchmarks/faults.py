@@ -34,7 +34,7 @@ from benchmarks.fault_site import Site
 from benchmarks.peers import free_port
 from benchmarks.postgres import postgres, why_not
 
-_ROLES = ("supervisor", "receive", "score", "send", "web")
+_ROLES = ("supervisor", "receive", "helper", "score", "send", "web")
 
 
 def main() -> None:

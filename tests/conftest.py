@@ -161,7 +161,8 @@ class RunningDaemon:
 
     def kill(self) -> None:
         """``kill -9`` of every process of it."""
-        pids = [*self.children(), self.process.pid]
+        roles = self.children()
+        pids = [pid for role in roles for pid in (role, *children(role))] + [self.process.pid]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
