@@ -143,7 +143,8 @@ class Site:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
                 found[words[words.index("--role") + 1]] = pid
         # One of its processes was forked by another: it has the same words.
-        found |= {"helper": pid for pid in _children(found.get("receive", -1))}
+        for pid in _children(found.get("receive", -1)):
+            found["helper"] = pid
         return found
 
     def kill(self, role: str) -> bool:
