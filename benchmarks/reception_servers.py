@@ -127,9 +127,8 @@ class Running:
                 Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def peak_bytes(self) -> int:
-        """The largest resident size since, of the process itself."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+        """The largest resident sizes since, of the process and its children; what they share counts twice."""
+        return sum(_peak_bytes(pid) for pid in self._family())
 
     def _family(self) -> list[int]:
         found = [self.process.pid]
@@ -138,6 +137,14 @@ class Running:
                 children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
                 found += [int(child) for child in children.split()]
         return found
+
+
+def _peak_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")), 0)
 
 
 def _cpu_s(pid: int) -> float:

@@ -29,8 +29,8 @@ from daemon.feedback import Sources, export_feedback
 from daemon.header import read_header
 from daemon.index import Index
 from daemon.part10 import file_meta, read_file_header
+from daemon.receiving import make_receiver
 from daemon.records import ResultRecord
-from daemon.service import make_receiver
 from daemon.settings import load_settings
 from daemon.spool import Spool
 from daemon.verdicts import Verdicts
