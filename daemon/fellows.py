@@ -53,10 +53,14 @@ class Fellows:
         """Return one word of every process."""
         return self.table[word::_ROW].tolist()
 
-    def least_busy(self) -> int:
-        """Return which process has the fewest connections; the first of those that have as few."""
-        loads = [taken - ended for taken, ended in zip(self.column(_TAKEN), self.column(_ENDED), strict=True)]
-        return loads.index(min(loads))
+    def connections(self) -> list[int]:
+        """Return how many connections each process has."""
+        return [taken - ended for taken, ended in zip(self.column(_TAKEN), self.column(_ENDED), strict=True)]
+
+    def forget(self, number: int) -> None:
+        """Clear the row of a process that has died: its associations have ended."""
+        with self.locked():
+            self.table[number * _ROW : (number + 1) * _ROW] = memoryview(bytes(_ROW * 8)).cast("q")
 
     def took(self, number: int) -> None:
         """Note that a connection was taken for a process; only the one that listens says so."""

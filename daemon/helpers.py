@@ -2,7 +2,8 @@
 
 The role's own process listens, and hands each connection to whoever has the fewest. The others are
 forked from it before it has threads, locks or connections of its own, and end with it: without it they
-take nothing new, finish their associations, and go. When one of them dies the role starts anew.
+take nothing new, finish their associations, and go. When one of them dies the rest go on, and the role
+starts anew as soon as nobody is connected.
 """
 
 import contextlib
@@ -61,6 +62,8 @@ class Channel:
                 message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_BYTES, 1)
             except TimeoutError:
                 continue
+            except OSError:
+                return
             if not message:
                 return
             yield message, socket.socket(fileno=descriptors[0]) if descriptors else None
@@ -82,7 +85,7 @@ class Helpers:
         self._channels: dict[int, socket.socket] = {}
         self._alive: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._ending = False
+        self._has_lost_one = False
         for number in range(1, fellows.processes):
             self._fork(number, work)
 
@@ -115,41 +118,56 @@ class Helpers:
             Whether another has it now; its socket here is to be closed, not shut down.
         """
         with self._lock:
-            number = 0 if self._ending else self.fellows.least_busy()
+            number = self._least_busy()
             if number:
                 message = json.dumps([address[0], address[1], encrypted]).encode()
                 try:
                     socket.send_fds(self._channels[number], [message], [connection.fileno()])
                 except OSError:
-                    # It has more than enough waiting, or it is gone: then the role ends soon.
+                    # It has more than enough waiting, or it is gone.
                     number = 0
             self.fellows.took(number)
             return number > 0
 
-    @property
-    def has_lost_one(self) -> bool:
-        """Whether a helper has ended by itself."""
-        for number, pid in list(self._alive.items()):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                del self._alive[number]
-                event("receiving process died", level=logging.ERROR, process=number, pid=pid)
-                return True
-        return False
+    def _least_busy(self) -> int:
+        """Return who has the fewest connections; the first of those that have as few."""
+        connections = self.fellows.connections()
+        return min((0, *self._channels), key=lambda number: connections[number])
+
+    def look_after(self) -> bool:
+        """Notice helpers that have ended by themselves.
+
+        Returns
+        -------
+        bool
+            Whether the role had better start anew now: one is missing, and nobody is connected.
+        """
+        for number in self._ended():
+            event("receiving process died", level=logging.ERROR, process=number)
+            self._has_lost_one = True
+            with self._lock:
+                self._channels.pop(number).close()
+                self.fellows.forget(number)
+        return self._has_lost_one and not any(self.fellows.connections())
+
+    def _ended(self) -> list[int]:
+        ended = [number for number, pid in self._alive.items() if os.waitpid(pid, os.WNOHANG)[0]]
+        for number in ended:
+            del self._alive[number]
+        return ended
 
     def end(self) -> None:
         """Let them finish their associations and go."""
         with self._lock:
-            self._ending = True
             for channel in self._channels.values():
                 channel.close()
+            self._channels.clear()
 
     def join(self, timeout_s: float) -> None:
         """Wait for them; one that is still there after ``timeout_s`` is killed."""
         deadline = time.monotonic() + timeout_s
         while self._alive and time.monotonic() < deadline:
-            for number, pid in list(self._alive.items()):
-                if os.waitpid(pid, os.WNOHANG)[0]:
-                    del self._alive[number]
+            self._ended()
             time.sleep(0.02)
         for number, pid in self._alive.items():
             event("receiving process did not stop in time; killed", level=logging.ERROR, process=number)

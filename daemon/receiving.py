@@ -109,7 +109,7 @@ def _dispatch(
     notify("READY=1")
     while not stop.wait(settings.engine.poll_s):
         pulse.beat()
-        if helpers.has_lost_one:
+        if helpers.look_after():
             raise DaemonError("one of the receiving processes ended by itself; the role starts anew")
         try:
             dispatcher.tick()

@@ -202,18 +202,36 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_helper_that_dies_ends_the_role(tmp_path: Path) -> None:
-    """Its supervisor starts the role anew: the exit code says that it is no fault of the settings."""
-    with running(tmp_path) as role:
+def test_without_a_helper_the_others_go_on_until_nobody_is_connected(tmp_path: Path) -> None:
+    """Its place is free again, what it answered is not lost; the exit code lets the supervisor start anew."""
+    series = ct_series(7)
+    with running(tmp_path, receiver="maximum_associations = 3") as role:
         with associations(role, 3) as opened:
-            for assoc, ds in zip(opened, ct_series(), strict=False):
+            for assoc, ds in zip(opened, series, strict=False):
                 assert assoc.send_c_store(ds).Status == 0
             os.kill(role.helpers()[0], signal.SIGKILL)
+            with waiting_for_room(role) as fourth:
+                statuses = [store(assoc, ds) for assoc, ds in zip([*opened, fourth], series[3:], strict=True)]
+            assert sorted(statuses, key=str) == [0, 0, 0, None]
         done = role.end()
         assert done.returncode == 1
         assert "receiving process died" in done.stderr and "the role starts anew" in done.stderr
     with running(tmp_path) as role:
-        wait_for(lambda: role.count() == 3)
+        wait_for(lambda: role.count() == 6)
+
+
+@contextlib.contextmanager
+def waiting_for_room(role: Role) -> Iterator[Any]:
+    """Ask for an association until there is one."""
+    opened: list[Any] = []
+    wait_for(lambda: opened.append(associate(role)) or opened[-1].is_established)
+    connection = opened[-1].dul.socket.socket
+    try:
+        yield opened[-1]
+    finally:
+        opened[-1].release()
+        opened[-1].join(10.0)
+        connection.close()
 
 
 def test_helpers_end_with_the_process_that_listens(tmp_path: Path) -> None:
@@ -254,17 +272,24 @@ def test_encrypted_associations_are_handed_over_before_their_handshake(tmp_path:
 # The table
 
 
-def test_the_least_busy_process_is_the_first_of_those_with_the_fewest_connections() -> None:
-    """A connection counts for its process until it has ended."""
+def test_a_connection_counts_for_its_process_until_it_has_ended() -> None:
+    """What a process that has died said of itself counts no more."""
     fellows = Fellows(3)
-    taken = []
-    for _ in range(7):
-        taken.append(fellows.least_busy())
-        fellows.took(taken[-1])
-    assert taken == [0, 1, 2, 0, 1, 2, 0]
-    for _ in range(2):
-        Fellow(fellows, 2).ended()
-    assert fellows.least_busy() == 2
+    for number in (0, 1, 2, 2):
+        fellows.took(number)
+    assert fellows.connections() == [1, 1, 2]
+    third = Fellow(fellows, 2)
+    third.ended()
+    assert fellows.connections() == [1, 1, 1]
+    assert third.enter(1) and not Fellow(fellows).enter(1)
+    third.begins("1.2.3")
+    fellows.forget(2)
+    assert fellows.connections() == [1, 1, 0]
+    assert Fellow(fellows).enter(1)
+    Fellow(fellows).begins("1.2.3")
+    first = Fellow(fellows)
+    first.begins("1.2.3")
+    assert first.ends({"1.2.3"}) == set()
 
 
 def test_places_are_given_once_whoever_asks() -> None:
