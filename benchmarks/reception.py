@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import mmap
 import os
 import statistics
 import tempfile
@@ -23,10 +24,12 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import machine, peers
-from benchmarks.reception_page import markdown
+from benchmarks.reception_page import WRITE, markdown
 from benchmarks.reception_send import KINDS, Kind, objects, send_dcmtk, send_raw
 from benchmarks.reception_servers import SERVERS, Running, running
 from benchmarks.report import write_section
+from daemon.reception.journal import Segment
+from daemon.reception.record import BLOCK, SMALL_BYTES, blocks
 
 SENDERS = ("raw", "storescu")
 ASSOCIATIONS = (1, 4)
@@ -65,10 +68,31 @@ def measure(node: Running, kind: Kind, sender: str, associations: int, scratch: 
     return row
 
 
+def durable_write_ms(kind: Kind, folder: Path, count: int = 100) -> float:
+    """Return how long the journal's write of one such object takes, one after another, and nothing else."""
+    data = memoryview(mmap.mmap(-1, blocks(kind.size_bytes)))
+    data[: kind.size_bytes] = os.urandom(kind.size_bytes)
+    segment = Segment(folder)
+    try:
+        times = []
+        for number in range(count):
+            at = BLOCK + number % 32 * len(data)
+            started = time.perf_counter()
+            segment.write(data, at)
+            times.append(time.perf_counter() - started)
+    finally:
+        segment.remove()
+    return statistics.median(times) * 1e3
+
+
 def rounds(repeats: int, folder: Path, scratch: Path) -> list[dict[str, Any]]:
     """Measure every receiver in turn, a few times."""
     rows = []
     for repeat in range(repeats):
+        for kind in KINDS:
+            if kind.size_bytes <= SMALL_BYTES:
+                written = {"server": WRITE, "kind": kind.name, "sender": "", "associations": 0}
+                rows.append({**written, "median_ms": durable_write_ms(kind, folder)})
         for number, server in enumerate(SERVERS):
             with running(server, folder / f"{number}-{repeat}") as node:
                 for kind in KINDS:

@@ -16,13 +16,15 @@ _FIGURES = {
     "cpu_s_per_gb": ("CPU s/GB", "{:.1f}"),
     "peak_mb": ("peak, MB", "{:.0f}"),
 }
+# No receiver: the journal's durable write of one object alone.
+WRITE = "one durable write"
 _CT, _SMALL = "CT slice, 0.5 MB", "small slice, 0.1 MB"
 
 
 def markdown(record: dict[str, Any]) -> str:
     """Return the tables of a record."""
     rows = record["rows"]
-    loads = [row["load_1m"] for row in rows]
+    loads = [row["load_1m"] for row in rows if "load_1m" in row]
     lines = [
         f"Medians of {record['repeats']} rounds, {sentence(record)} Load meanwhile {min(loads):.1f} to "
         f"{max(loads):.1f}.",
@@ -38,11 +40,12 @@ def markdown(record: dict[str, Any]) -> str:
             ]
             head = f"| {server.name} | {kind} | {sender} | {associations} | "
             lines.append(head + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_goals(rows)])
+    return "\n".join([*lines, "", *_goals(rows), "", *_bound(rows)])
 
 
 def _cases(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, int]]:
-    yield from dict.fromkeys((row["kind"], row["sender"], row["associations"]) for row in rows)
+    cases = ((row["kind"], row["sender"], row["associations"]) for row in rows if row["server"] != WRITE)
+    yield from dict.fromkeys(cases)
 
 
 def _median(rows: list[dict[str, Any]], figure: str, *case: Any) -> float | None:
@@ -67,7 +70,7 @@ def _goals(rows: list[dict[str, Any]]) -> list[str]:
             if ours and theirs and (other == ORTHANC or kind in (_CT, _SMALL)):
                 ratio = ours / theirs
                 lines.append(_goal(f"≥ {factor:g} × {other}", case, f"{ratio:.2f} ×", ratio >= factor))
-    for sender in dict.fromkeys(row["sender"] for row in rows):
+    for sender in dict.fromkeys(sender for _, sender, _ in _cases(rows)):
         cpu = _median(rows, "cpu_s_per_gb", ROLE, _CT, sender, 1)
         if cpu is not None:
             lines.append(_goal("≤ 3 CPU s/GB", (_CT, sender, 1), f"{cpu:.1f}", cpu <= 3.0))
@@ -76,6 +79,25 @@ def _goals(rows: list[dict[str, Any]]) -> list[str]:
             if one and four:
                 ratio = four / one
                 lines.append(_goal("4 associations ≥ 1", (kind, sender, 4), f"{ratio:.2f} ×", ratio >= 1))
+    return lines
+
+
+def _bound(rows: list[dict[str, Any]]) -> list[str]:
+    """What a receiver as quick as storescp would reach that also makes each object durable."""
+    lines = [
+        f"| objects, sender, one association | {STORESCP}, ms each | {WRITE}, ms | both after each other, "
+        "× storescp | goal |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for kind, sender, associations in _cases(rows):
+        speed = _median(rows, "objects_per_s", STORESCP, kind, sender, associations)
+        write_ms = _median(rows, "median_ms", WRITE, kind, "", 0)
+        if associations == 1 and speed and write_ms:
+            each_ms = 1e3 / speed
+            most = each_ms / (each_ms + write_ms)
+            goal = 0.6 if kind == _CT else 1.0
+            cells = f"{each_ms:.2f} | {write_ms:.2f} | {most:.2f} | {goal:g}"
+            lines.append(f"| {kind}, {sender} | {cells} |")
     return lines
 
 
