@@ -16,7 +16,7 @@ from pathlib import Path
 from daemon.files import disk_error, sync_directory
 from daemon.reception.record import BLOCK, SEGMENT, Page, Record, blocks, header
 
-_SEGMENT_BYTES = 32 * 1024 * 1024
+SEGMENT_BYTES = 32 * 1024 * 1024
 _MAXIMUM_SEGMENTS = 6
 
 
@@ -52,7 +52,7 @@ class Segment:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             # Blocks that were never written cost a second flush each.
             zeros = mmap.mmap(-1, 4 * 1024 * 1024)
-            for at in range(0, _SEGMENT_BYTES, len(zeros)):
+            for at in range(0, SEGMENT_BYTES, len(zeros)):
                 os.pwrite(self._file, zeros, at)
             self.begin_anew()
             self.path = self.path.rename(self.path.with_suffix(".segment"))
@@ -162,7 +162,7 @@ class Journal:
 
     def _with_room(self, needed: int) -> Segment | None:
         active = self._active
-        if active is None or active.at + needed > _SEGMENT_BYTES:
+        if active is None or active.at + needed > SEGMENT_BYTES:
             self._active = self._free.pop() if self._free else None
         return self._active
 

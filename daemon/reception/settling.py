@@ -13,7 +13,7 @@ from daemon.files import sync_file_system
 from daemon.index import Index
 from daemon.log import event
 from daemon.part import StoredInstance
-from daemon.reception.journal import Journal, Segment
+from daemon.reception.journal import SEGMENT_BYTES, Journal, Segment
 from daemon.reception.record import Page, Record, read_segment
 from daemon.reception.replay import JOURNAL, Replay, store
 from daemon.spool import Spool
@@ -31,6 +31,7 @@ _FILE_S = 0.02
 # After this long without an instance a segment's files are made durable though it has room.
 _IDLE_S = 0.5
 _RETRY_S = 1.0
+_SPARE_BYTES = 4 * 1024 * 1024
 _LOOK_S = 0.2
 # How often a journal is looked for that a process left behind.
 _AGAIN_S = 5.0
@@ -77,8 +78,7 @@ class Settler:
     def start(self) -> None:
         """Take in what an earlier run left in its journal, then be ready; what fails is tried again later."""
         self._replay.look()
-        with self._reported("journal"):
-            self.journal.grow()
+        self._grow()
         for target in (self._settle, self._keep):
             thread = threading.Thread(target=target, name=f"journal {target.__name__}", daemon=True)
             thread.start()
@@ -232,9 +232,7 @@ class Settler:
             self._work.wait(_LOOK_S)
             self._work.clear()
             if self.journal.wants_more:
-                with self._reported("journal"):
-                    self._spool.check_reserve()
-                    self.journal.grow()
+                self._grow()
             if self._settled != seen or self._settled != self._submitted:
                 seen, quiet_since = self._settled, time.monotonic()
             with self._reported("journal"):
@@ -242,6 +240,12 @@ class Settler:
             if time.monotonic() - tried_at > _AGAIN_S:
                 self._replay.look()
                 tried_at = time.monotonic()
+
+    def _grow(self) -> None:
+        """Make a segment if there is room: an attempt without it would fill the disk for everybody else."""
+        if self._spool.free_bytes() - self._spool.reserve_bytes > SEGMENT_BYTES + _SPARE_BYTES:
+            with self._reported("journal"):
+                self.journal.grow()
 
     def _checkpoint(self, *, idle: bool) -> None:
         finished = self.journal.finished(idle=idle)
