@@ -29,7 +29,7 @@ _NO_DISK = "mounting a tmpfs needs root, and is not permitted everywhere"
 def disk_full(folder: Path, bundles: Path, rounds: int = 12) -> dict[str, Any]:
     """Fill a small disk to within a few random bytes again and again while studies arrive."""
     # One segment of the journal (32 MB), and no room for a second: what is left must do for all that comes.
-    with small_disk("48m") as disk:
+    with small_disk("62m") as disk:
         if disk is None:
             return {"skipped": _NO_DISK}
         # The rescuer looks every few seconds.
