@@ -222,8 +222,8 @@ def open_trail(settings: Settings, role: str, process: int = 0) -> Trail:
     outputs: list[Output] = []
     if options.folder:
         # A file for each process: those that share one could not rename it.
-        name = f"{role}-{process}" if process else role
-        path = settings.service.data_dir / options.folder / f"{name}.log"
+        file_name = f"{role}-{process}.log" if process else f"{role}.log"
+        path = settings.service.data_dir / options.folder / file_name
         outputs.append(TrailFile(path, options.file_bytes, options.keep_files))
     if options.syslog:
         name, _, port = options.syslog.rpartition(":")

@@ -12,8 +12,8 @@ from pynetdicom.association import Association
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from daemon import doorstep
-from daemon.admission import Verdict
 from daemon.doorstep import Request
+from daemon.entrance import Entrance
 from daemon.guard import GuardedSocket
 from daemon.limits import LimitError, Limits
 from daemon.log import event
@@ -28,7 +28,7 @@ _REPORT_S = 10.0
 class HandOver(Protocol):
     """Asked of each connection whether another process takes it."""
 
-    def __call__(self, connection: socket.socket, address: tuple[str, int], *, encrypted: bool) -> bool:
+    def __call__(self, connection: socket.socket, address: tuple[Any, ...], *, encrypted: bool) -> bool:
         """Return whether another has it now."""
 
 
@@ -36,23 +36,12 @@ class AssociationRunner(Protocol):
     """Who runs an association: the receiver."""
 
     limits: Limits
+    entrance: Entrance
     waiting: "Waiting"
     reception: Reception | None
 
-    def admit(self, request: Request, address: str) -> Verdict:
-        """Judge a request; one that is let in has a place until :meth:`leave`."""
-
-    def leave(self) -> None:
-        """Give the place back."""
-
-    def ended(self) -> None:
-        """Take note that a connection has ended."""
-
     def run_association(self, assoc: Association, may: frozenset[str]) -> None:
         """Run it to its end."""
-
-    def alarm(self, address: str, error: LimitError) -> None:
-        """Take note of a peer whose connection ended so."""
 
 
 def end(assoc: Any) -> None:
@@ -149,7 +138,28 @@ class Server(ThreadedAssociationServer):
             return
         # Noted before its thread starts: threads come in any order, the oldest gives way.
         self.receiver.waiting.add(request)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            # No thread can be started: the server closes it, and goes on.
+            self.receiver.waiting.remove(request)
+            self.receiver.entrance.ended()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Run a connection, which counts until it has ended."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.receiver.entrance.ended()
+
+    def take(self, request: Any, client_address: Any) -> None:
+        """Run a connection that another process has accepted, as one of our own."""
+        try:
+            self.process_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+            self.shutdown_request(request)
 
 
 class HandedServer(Server):
@@ -173,7 +183,7 @@ class Connection(RequestHandler):
             request = self._request()
             if request is None:
                 return
-            verdict = self.server.receiver.admit(request, self.client_address[0])
+            verdict = self.server.receiver.entrance.admit(request, self.client_address[0])
             if verdict.reject is not None:
                 self._reject(verdict.reject)
                 return
@@ -182,13 +192,12 @@ class Connection(RequestHandler):
                 evt.trigger(assoc, evt.EVT_CONN_OPEN, {"address": self.client_address})
                 self.server.receiver.run_association(assoc, verdict.may)
             finally:
-                self.server.receiver.leave()
+                self.server.receiver.entrance.leave()
         except LimitError as error:
             self._report(error)
         finally:
             # pynetdicom leaves a socket open whose peer went first.
             self.request.close()
-            self.server.receiver.ended()
 
     def _request(self) -> Request | None:
         """Return the association request; None when the connection had to give way."""
@@ -235,4 +244,4 @@ class Connection(RequestHandler):
     def _report(self, error: LimitError) -> None:
         name = "limit" if error.key else "connection"
         event(name, address=self.client_address[0], key=error.key, reason=error.reason)
-        self.server.receiver.alarm(self.client_address[0], error)
+        self.server.receiver.entrance.alarm(self.client_address[0], error)

@@ -2,8 +2,8 @@
 
 The role's own process listens, and hands each connection to whoever has the fewest. The others are
 forked from it before it has threads, locks or connections of its own, and end with it: without it they
-take nothing new, finish their associations, and go. When one of them dies the rest go on, and the role
-starts anew as soon as nobody is connected.
+take nothing new, finish their associations, and go. When one of them dies the rest go on; if it was killed,
+the role starts anew as soon as nobody is connected.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from daemon.fellows import Fellow, Fellows
 from daemon.log import event
@@ -34,7 +35,7 @@ class Handed:
     """A connection that another process has accepted."""
 
     connection: socket.socket
-    address: tuple[str, int]
+    address: tuple[Any, ...]
     encrypted: bool
 
 
@@ -53,8 +54,8 @@ class Channel:
         """Yield connections until the process that listens wants no more, or is gone, or ``stop`` is set."""
         for message, connection in self._messages(stop):
             if connection is not None:
-                host, port, encrypted = json.loads(message)
-                yield Handed(connection, (host, port), encrypted)
+                encrypted, *address = json.loads(message)
+                yield Handed(connection, tuple(address), encrypted)
 
     def _messages(self, stop: threading.Event) -> Iterator[tuple[bytes, socket.socket | None]]:
         while not stop.is_set():
@@ -92,7 +93,14 @@ class Helpers:
     def _fork(self, number: int, work: Callable[[Fellow, Channel], None]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            # Too many processes, or too little memory: the others do without it.
+            event("receiving process not started", level=logging.ERROR, process=number, reason=error.strerror)
+            ours.close()
+            theirs.close()
+            return
         if pid == 0:
             # Whoever holds the other end of a channel keeps its helper from hearing that it was closed.
             for channel in (ours, *self._channels.values()):
@@ -109,7 +117,7 @@ class Helpers:
             with contextlib.suppress(OSError):
                 channel.send(_BEGIN)
 
-    def hand_over(self, connection: socket.socket, address: tuple[str, int], *, encrypted: bool) -> bool:
+    def hand_over(self, connection: socket.socket, address: tuple[Any, ...], *, encrypted: bool) -> bool:
         """Hand a connection to the least busy process, unless that is this one.
 
         Returns
@@ -120,7 +128,7 @@ class Helpers:
         with self._lock:
             number = self._least_busy()
             if number:
-                message = json.dumps([address[0], address[1], encrypted]).encode()
+                message = json.dumps([encrypted, *address]).encode()
                 try:
                     socket.send_fds(self._channels[number], [message], [connection.fileno()])
                 except OSError:
@@ -140,20 +148,25 @@ class Helpers:
         Returns
         -------
         bool
-            Whether the role had better start anew now: one is missing, and nobody is connected.
+            Whether the role had better start anew now: one was killed, and nobody is connected.
         """
-        for number in self._ended():
-            event("receiving process died", level=logging.ERROR, process=number)
-            self._has_lost_one = True
+        for number, status in self._ended():
+            event("receiving process died", level=logging.ERROR, process=number, status=status)
+            # One that was killed shall come back. An error of its own would come back with it.
+            self._has_lost_one |= status < 0
             with self._lock:
                 self._channels.pop(number).close()
                 self.fellows.forget(number)
         return self._has_lost_one and not any(self.fellows.connections())
 
-    def _ended(self) -> list[int]:
-        ended = [number for number, pid in self._alive.items() if os.waitpid(pid, os.WNOHANG)[0]]
-        for number in ended:
-            del self._alive[number]
+    def _ended(self) -> list[tuple[int, int]]:
+        """Take helpers that have ended from those that are alive; the second is the exit code, or -signal."""
+        ended = []
+        for number, pid in list(self._alive.items()):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                del self._alive[number]
+                ended.append((number, os.waitstatus_to_exitcode(status)))
         return ended
 
     def end(self) -> None:

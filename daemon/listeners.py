@@ -92,10 +92,10 @@ class Listeners:
             port = server.server_address[1]
             event("receiver started", port=port, called_ae=self._ae.ae_title, outcome=outcome)
 
-    def take(self, connection: socket.socket, address: tuple[str, int], *, encrypted: bool) -> None:
+    def take(self, connection: socket.socket, address: tuple[Any, ...], *, encrypted: bool) -> None:
         """Run a connection that another process has accepted."""
         server = next(s for s in self._servers if (s.tls is not None) == encrypted)
-        server.process_request(connection, address)
+        server.take(connection, address)
 
     def stop(self) -> None:
         """Take no more connections; those that are open go on."""

@@ -3,15 +3,14 @@
 import contextlib
 import functools
 import hashlib
-import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.files import create, disk_error, part_name, sync_directory, write_all
+from daemon.files import create, disk_error, flush, part_name, sync_directory, write_all
 from daemon.part10 import Header, file_meta, read_file_header
+from daemon.uids import is_uid
 
 if TYPE_CHECKING:
     from daemon.spool import Spool
@@ -139,9 +138,10 @@ class Part:
         """
         directory = self._spool.root / Path(instance_path(study, series, self.sop_instance_uid)).parent
         try:
-            self._stream.flush()
             if durable:
-                os.fsync(self._stream.fileno())
+                flush(self._stream)
+            else:
+                self._stream.flush()
             target, version = self._place(directory, durable)
             size_bytes = target.stat().st_size
             # What a rebuilt index would say; one that came again is no older than now.
@@ -193,12 +193,11 @@ class Part:
 # How often a large instance looks at the free space.
 _RESERVE_CHECK_BYTES = 64 * 1024 * 1024
 _COMPARED_BYTES = 1024 * 1024
-_VALID_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def uid_name(uid: str) -> str:
     """Return the UID as a file name, or a hash of it when it is no valid UID (PS3.5 9.1)."""
-    if len(uid) <= 64 and _VALID_UID.fullmatch(uid):
+    if is_uid(uid):
         return uid
     return f"h{hashlib.blake2b(uid.encode(), digest_size=16).hexdigest()}"
 

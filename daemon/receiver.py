@@ -1,7 +1,7 @@
 """Storage, Verification and Storage Commitment SCP: Success means that an instance is durable.
 
 The bytes of a data set go to the spool as they arrive, whatever its size; nothing is decoded
-beyond the UIDs. Statuses: PS3.4 B.2.3. Rejections: PS3.8 table 9-21.
+beyond the UIDs. Statuses: PS3.4 B.2.3.
 """
 
 import logging
@@ -17,16 +17,16 @@ from pynetdicom import evt
 from pynetdicom.association import Association
 
 from daemon import dimse
-from daemon.admission import Admission, Peer, Verdict
+from daemon.admission import Admission, Peer
 from daemon.audit import Trail, no_trail
 from daemon.commitment_service import CommitmentService
 from daemon.connections import HandedServer, HandOver, Server, Waiting, end
-from daemon.doorstep import Request
+from daemon.entrance import Entrance
 from daemon.errors import DatabaseError
 from daemon.fellows import Fellow, Fellows
 from daemon.incoming import IncomingProvider, set_no_delay
 from daemon.index import Index
-from daemon.limits import LimitError, Limits, plain_address
+from daemon.limits import Limits
 from daemon.listeners import Listeners
 from daemon.log import event, pseudonym
 from daemon.reception.choice import fast_reception
@@ -104,11 +104,13 @@ class Receiver:
         self.ae_title = ae_title
         self._address = (host, port)
         self._spool, self._index, self._key = spool, index, pseudonym_key
-        self._admission = Admission(ae_title, peers, accept_unknown_peers, require_called_ae_title)
         self.limits = limits or Limits()
         self.waiting = Waiting(self.limits.maximum_connections)
         self._close_at_release, self._on_stored = close_at_release, on_stored
         self._trail = trail or no_trail()
+        self._fellow = fellow or Fellow(Fellows(1))
+        admission = Admission(ae_title, peers, accept_unknown_peers, require_called_ae_title)
+        self.entrance = Entrance(admission, self._fellow, self.limits.maximum_associations, self._trail)
         self.reception = fast_reception(reception, spool, index, self.limits, on_stored)
         self._offer = dimse.Offer(private_sop_classes)
         self.commitment = CommitmentService(
@@ -116,7 +118,6 @@ class Receiver:
         )
         self._peer_node = peer_node
         self._tallies: dict[Association, Tally] = {}
-        self._fellow = fellow or Fellow(Fellows(1))
         self._lock = threading.Lock()
         self._plain, self._tls_port, self._tls = plain, tls_port, tls
         handlers = [
@@ -141,7 +142,7 @@ class Receiver:
     @property
     def associations(self) -> int:
         """How many associations are open, and connections that may still ask for one."""
-        return self._fellow.places + len(self.waiting)
+        return self.entrance.places + len(self.waiting)
 
     def start(self, hand_over: HandOver | None = None) -> None:
         """Remove leftovers of an earlier run and listen.
@@ -164,7 +165,7 @@ class Receiver:
         """Be ready for connections that another process listens for; see :meth:`take`."""
         self._open(HandedServer)
 
-    def take(self, connection: socket.socket, address: tuple[str, int], *, encrypted: bool) -> None:
+    def take(self, connection: socket.socket, address: tuple[Any, ...], *, encrypted: bool) -> None:
         """Run a connection that another process has accepted."""
         self._listeners.take(connection, address, encrypted=encrypted)
 
@@ -231,15 +232,15 @@ class Receiver:
             tally.statuses.update(provider.refused)
             with self._lock:
                 del self._tallies[assoc]
-            self._finish(assoc, tally)
+            self._finish(assoc, tally, self._fellow.ends(tally.studies))
 
-    def _finish(self, assoc: Association, tally: Tally) -> None:
+    def _finish(self, assoc: Association, tally: Tally, still_sent: set[str]) -> None:
         # Line and audit first: what was acknowledged is told, whatever becomes of the rest.
         tally.write(assoc, self._key)
         requestor: Any = assoc.requestor
         calling_ae = requestor.primitive.calling_ae_title if requestor.primitive else ""
         self._trail.received(calling_ae, requestor.address_info.address, tally.transfers(self._spool))
-        due = tally.studies - self._fellow.ends(tally.studies)
+        due = tally.studies - still_sent
         if due and self._close_at_release and tally.outcome == "released":
             self._mark_released(due)
 
@@ -255,33 +256,6 @@ class Receiver:
                 outcome="due after study.quiet_s",
                 reason=str(error),
             )
-
-    def alarm(self, address: str, error: LimitError) -> None:
-        """Audit a peer that TLS did not let in."""
-        if error.reason.startswith("TLS:"):
-            self._trail.refused("", plain_address(address), error.reason)
-
-    def admit(self, request: Request, address: str) -> Verdict:
-        """Judge an association request; one that is let in has a place until :meth:`leave`."""
-        address = plain_address(address)
-        verdict = self._admission.judge(request.calling_ae, request.called_ae, address)
-        if verdict.reject is None and not self._fellow.enter(self.limits.maximum_associations):
-            reason = "too many associations (receiver.maximum_associations)"
-            verdict = Verdict(dimse.REJECT_LIMIT, frozenset(), reason)
-        if verdict.reject is not None:
-            outcome = f"rejected: {verdict.reason}"
-            calling_ae, called_ae = request.calling_ae, request.called_ae
-            event("association", calling_ae=calling_ae, called_ae=called_ae, address=address, outcome=outcome)
-            self._trail.refused(request.calling_ae, address, verdict.reason)
-        return verdict
-
-    def leave(self) -> None:
-        """Give the place of an association back."""
-        self._fellow.leave()
-
-    def ended(self) -> None:
-        """Take note that a connection has ended."""
-        self._fellow.ended()
 
     def _requested(self, requested: evt.Event) -> None:
         """Offer what is proposed and we take."""
@@ -315,5 +289,5 @@ class Receiver:
         return answer
 
     def _node_of(self, calling_ae: str, address: str) -> Destination | None:
-        peer = self._admission.find(calling_ae, plain_address(address))
+        peer = self.entrance.peer(calling_ae, address)
         return self._peer_node(peer) if peer is not None and self._peer_node is not None else None

@@ -46,8 +46,9 @@ def run_role(role: str, settings: Settings) -> None:
     SettingsError
         Another process has this role for the same data folder, or the port is taken.
     """
+    key = pseudonym_key(settings)
     # Parted from this process while it has nothing of its own yet.
-    helpers = part(settings, pseudonym_key(settings)) if role == "receive" else None
+    helpers = part(settings, key) if role == "receive" else None
     # Just before the supervisor loses its patience.
     stop = stop_event(settings.service.stop_timeout_s + PATIENCE_S - 1.0)
     # The one before may still finish its work: as long as it may, and a little longer.
@@ -59,7 +60,6 @@ def run_role(role: str, settings: Settings) -> None:
         try:
             spool = Spool(settings.spool_dir, settings.receiver.reserve_bytes)
             if helpers is not None:
-                key = pseudonym_key(settings)
                 serve_receiving(settings, index, spool, key, stop, trail, helpers)
             else:
                 work = {"score": _score, "send": _send, "web": _web}[role]

@@ -65,6 +65,10 @@ class Spool:
         """Return the free space of the spool's disk."""
         return shutil.disk_usage(self.root).free
 
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether so much can be written above the reserve."""
+        return self.free_bytes() - self.reserve_bytes > size_bytes
+
     def check_reserve(self) -> None:
         """Make sure that the disk is above its reserve.
 

@@ -1,8 +1,9 @@
-"""Deterministic UIDs: the same revision of the same study always makes the same objects."""
+"""UIDs: whether a text is one, and ours, deterministic: the same revision always makes the same objects."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Iterable
 
@@ -11,6 +12,15 @@ SCHEMA = "1"
 
 # InstanceCreatorUID of every object that we write, and the root of our own class UIDs (PS3.5 B.2).
 OWN_CREATOR_UID = "2.25.21059593883370345288769690701954522387"
+
+# Leading zeros, which PS3.5 9.1 forbids and modalities send, do no harm in a name.
+_DIGITS = re.compile(r"[0-9]+(\.[0-9]+)*")
+_LONGEST = 64
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text has the form of a UID (PS3.5 9.1): numbers between dots, at most 64 characters."""
+    return len(text) <= _LONGEST and _DIGITS.fullmatch(text) is not None
 
 
 def derived(*parts: str) -> str:

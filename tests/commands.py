@@ -57,6 +57,16 @@ class Command:
         self._process = SERVER.Process(target=_main, args=(self.args, folder, environment, *self._files))
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def errors(self) -> str:
+        """What it has written to its standard error so far."""
+        return self._files[2].read_text()
+
     def poll(self) -> int | None:
         """Exit code, or None while it runs."""
         return self._process.exitcode

@@ -1,6 +1,7 @@
 """Several processes receive behind one port: bounds and releases hold for all, and they end in order."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Command, Done
+from commands import SERVER, Command, Done
 from factories import ct_series
-from peers import children, dcmtk, free_port, need, wait_for_port
+from peers import children, dcmtk, free_port, need
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context
 from test_receiver import CT, EXPLICIT, wait_for
 
+from daemon import helpers
 from daemon.fellows import Fellow, Fellows
 from daemon.index import Index
 from daemon.requestor import AnswersOnly
@@ -39,7 +41,6 @@ class Role:
 
     settings: Settings
     command: Command
-    pid: int
     done: Done | None = None
 
     @property
@@ -54,7 +55,7 @@ class Role:
 
     def helpers(self) -> list[int]:
         """Its further processes."""
-        return children(self.pid)
+        return children(self.command.pid)
 
     def index(self) -> "contextlib.closing[Index]":
         """Its index, opened beside it."""
@@ -83,14 +84,9 @@ def running(folder: Path, processes: int = 3, receiver: str = "", extra: str = "
     settings = load_settings(path)
     words = ("run", "--role", "receive", "--settings", str(path))
     command = Command(words, folder, dict(os.environ))
-    pid = command._process.pid
-    assert pid is not None
-    role = Role(settings, command, pid)
+    role = Role(settings, command)
     try:
-        wait_for_port(settings.receiver.port, command)
-        # That was a connection, too: it shall have ended before others are counted.
-        wait_for(lambda: "closed before an association request" in command._files[2].read_text())
-        time.sleep(_END_S)
+        wait_until_it_listens(settings, command)
         yield role
     finally:
         if command.poll() is None:
@@ -98,11 +94,28 @@ def running(folder: Path, processes: int = 3, receiver: str = "", extra: str = "
         role.end()
 
 
+def wait_until_it_listens(settings: Settings, command: Command) -> None:
+    """Connect once, which counts as a connection until it has ended."""
+
+    def connects() -> bool:
+        assert command.poll() is None, command.finish().stderr
+        with contextlib.suppress(OSError), socket.create_connection((receiver.host, receiver.port), 1.0):
+            return True
+        return False
+
+    receiver = settings.receiver
+    wait_for(connects, 30.0)
+    wait_for(lambda: "closed before an association request" in command.errors())
+    time.sleep(_END_S)
+
+
 def associate(role: Role) -> Any:
     """Ask for an association."""
     ae = AE(ae_title="MODALITY")
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 10
-    assoc = ae.associate("127.0.0.1", role.port, [build_context(CT, EXPLICIT)], ae_title="ANOMALYD")
+    assoc = ae.associate(
+        role.settings.receiver.host, role.port, [build_context(CT, EXPLICIT)], ae_title="ANOMALYD"
+    )
     if assoc.is_established:
         assoc.dimse = AnswersOnly(assoc)
     return assoc
@@ -188,7 +201,7 @@ def test_a_stop_lets_associations_of_every_process_finish(tmp_path: Path) -> Non
     """After SIGTERM nobody new is let in; what open associations still send is stored, and the end is 0."""
     series = ct_series()
     with running(tmp_path) as role:
-        helpers = role.helpers()
+        others = role.helpers()
         with associations(role, 3) as opened:
             role.command.send_signal(signal.SIGTERM)
             wait_for(lambda: not listens(role.port))
@@ -196,7 +209,7 @@ def test_a_stop_lets_associations_of_every_process_finish(tmp_path: Path) -> Non
                 assert assoc.send_c_store(ds).Status == 0
         done = role.end()
         assert done.returncode == 0 and "killed" not in done.stderr, done.stderr
-        assert [pid for pid in helpers if Path(f"/proc/{pid}").exists()] == []
+        assert [pid for pid in others if Path(f"/proc/{pid}").exists()] == []
         assert role.count() == 3
 
 
@@ -242,12 +255,12 @@ def test_helpers_end_with_the_process_that_listens(tmp_path: Path) -> None:
     """kill -9 of it: they finish the associations that they have, index what they answered, and go."""
     series = ct_series()
     with running(tmp_path) as role:
-        helpers = role.helpers()
+        others = role.helpers()
         with associations(role, 3) as opened:
-            os.kill(role.pid, signal.SIGKILL)
+            os.kill(role.command.pid, signal.SIGKILL)
             statuses = [store(assoc, ds) for assoc, ds in zip(opened, series, strict=False)]
         assert sorted(statuses, key=str) == [0, 0, None]
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in helpers), 20.0)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others), 20.0)
         assert role.count() == 2
 
 
@@ -257,6 +270,45 @@ def store(assoc: Any, ds: Dataset) -> int | None:
         return getattr(assoc.send_c_store(ds), "Status", None)
     except RuntimeError:
         return None
+
+
+def test_connections_over_ipv6_are_handed_over_with_their_addresses(tmp_path: Path) -> None:
+    """Both processes receive from ::1, and say so in their lines."""
+    with running(tmp_path, 2, receiver='host = "::1"') as role:
+        with associations(role, 2) as opened:
+            for assoc, ds in zip(opened, ct_series(), strict=False):
+                assert assoc.send_c_store(ds).Status == 0
+        wait_for(lambda: [role.received_by(n) for n in range(2)] == [1, 1])
+        lines = [line for line in role.command.errors().splitlines() if "instances=1" in line]
+        assert len(lines) == 2 and all("address=::1" in line for line in lines)
+
+
+@pytest.mark.parametrize(("end", "starts_anew"), [("kill", True), ("error", False), ("no fork", False)])
+def test_only_a_helper_that_was_killed_is_worth_a_new_start(end: str, starts_anew: bool) -> None:
+    """An error of its own, or a fork that is refused, would be met again: the others do without it."""
+    process = SERVER.Process(target=_lose_a_helper, args=(end, starts_anew))
+    process.start()
+    process.join(30.0)
+    assert process.exitcode == 0
+
+
+def _lose_a_helper(end: str, starts_anew: bool) -> None:
+    def work(_fellow: Fellow, _channel: helpers.Channel) -> None:
+        if end == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError
+
+    def refuse() -> int:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    if end == "no fork":
+        os.fork = refuse
+    found = helpers.Helpers(Fellows(2), work)
+    wait_for(lambda: found.look_after() == starts_anew and not found._channels)
+    time.sleep(0.2)
+    assert found.look_after() == starts_anew
+    with socket.socket() as connection:
+        assert not found.hand_over(connection, ("127.0.0.1", 1), encrypted=False)
 
 
 @pytest.mark.peer

@@ -26,6 +26,7 @@ from daemon import commitment, dimse
 from daemon.admission import Peer
 from daemon.audit import Trail
 from daemon.audit_message import Origin
+from daemon.fellows import Fellow, Fellows
 from daemon.index import Index
 from daemon.limits import Limits
 from daemon.receiver import Receiver
@@ -534,6 +535,37 @@ def test_a_port_probe_is_forgotten_at_once(tmp_path: Path) -> None:
     with running(tmp_path) as node:
         socket.create_connection(("127.0.0.1", node.receiver.port)).close()
         wait_for(lambda: node.receiver.associations == 0)
+
+
+def test_a_connection_without_a_thread_is_closed_and_counts_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """When no thread can be started the peer is hung up on, and the next is served as ever."""
+    fellows = Fellows(1)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def count(*_: Any, **__: Any) -> bool:
+        fellows.took(0)
+        return False
+
+    node = Node(tmp_path, fellow=Fellow(fellows))
+    node.receiver.start(count)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr("socketserver.ThreadingMixIn.process_request", refuse)
+            with socket.create_connection(("127.0.0.1", node.port)) as peer:
+                assert peer.recv(1) == b""
+        wait_for(lambda: fellows.connections() == [0] and node.receiver.associations == 0)
+        with association(node) as assoc:
+            assert fellows.connections() == [1]
+            assert store_raw(assoc, encoded(), str(ct_series()[0].SOPInstanceUID)) == 0
+        wait_for(lambda: fellows.connections() == [0])
+    finally:
+        node.receiver.stop(5.0)
+        node.index.close()
+    assert "can't start new thread" in capfd.readouterr().err
 
 
 def test_a_silent_connection_does_not_delay_the_stop(tmp_path: Path) -> None:

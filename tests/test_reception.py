@@ -529,6 +529,19 @@ def test_what_cannot_be_settled_stays_in_the_journal(tmp_path: Path) -> None:
         settler.close()
 
 
+def test_a_journal_does_not_take_what_others_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a segment does not fit above the reserve none is tried; instances are files at once, until it does."""
+    monkeypatch.setattr(Spool, "free_bytes", lambda _spool: 30_000_000)
+    with running(tmp_path) as node:
+        folder = node.spool.root / "journal"
+        with association(node) as assoc:
+            assert [store_raw(assoc, data_set(f"1.2.67.{n}"), f"1.2.67.{n}") for n in range(3)] == [0, 0, 0]
+            assert len(node.instances()) == 3
+        assert list(folder.iterdir()) == []
+        monkeypatch.setattr(Spool, "free_bytes", lambda _spool: 60_000_000)
+        wait_for(lambda: len(list(folder.glob("*.segment"))) == 1)
+
+
 _PROGRAM = """
 import sys, pathlib
 from daemon.index import Index

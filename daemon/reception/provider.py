@@ -17,13 +17,12 @@ from typing import Any
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.service_class import StorageServiceClass
-from pynetdicom.sop_class import uid_to_service_class
 
 from daemon.errors import SpoolError
 from daemon.limits import LimitError, Limits
 from daemon.reception import wire
 from daemon.reception.buffered import BufferedSocket
+from daemon.reception.contexts import StorageContexts
 from daemon.reception.message import Message, Reception
 from daemon.reception.waking import Waking
 from daemon.spool import StoredInstance
@@ -58,7 +57,7 @@ class FastProvider(DULServiceProvider):
         self._take: Taking | None = None
         self._on_limit: Callable[[LimitError], None] = lambda _error: None
         self._message: Message | None = None
-        self._contexts: dict[int, tuple[str, str]] = {}
+        self._contexts = StorageContexts(assoc)
         self._pieces: list[memoryview] = []
         self._served = 0
         self._began = 0.0
@@ -240,7 +239,7 @@ class FastProvider(DULServiceProvider):
         if self._take is None or fragment.control & 3 != wire.COMMAND | wire.LAST:
             return False
         request = wire.read_store_request(fragment.context_id, content)
-        sop_class_uid, transfer_syntax_uid = self._storage_context(fragment.context_id)
+        sop_class_uid, transfer_syntax_uid = self._contexts.find(fragment.context_id)
         if request is None or request.sop_class_uid != sop_class_uid or assoc.dimse.has_messages:
             return False
         if self._served > self._limits.maximum_pending_messages:
@@ -254,19 +253,6 @@ class FastProvider(DULServiceProvider):
         calling_ae = assoc.requestor.ae_title.strip()
         self._message = Message(self._reception, request, transfer_syntax_uid, calling_ae)
         return True
-
-    def _storage_context(self, context_id: int) -> tuple[str, str]:
-        """Return SOP class and transfer syntax of a context that we receive in; both empty for another."""
-        if context_id not in self._contexts:
-            assoc: Any = self.assoc
-            context = assoc._accepted_cx.get(context_id)
-            found = ("", "")
-            if context is not None and context.as_scp:
-                uid = str(context.abstract_syntax)
-                if uid_to_service_class(uid) is StorageServiceClass:
-                    found = uid, str(context.transfer_syntax[0])
-            self._contexts[context_id] = found
-        return self._contexts[context_id]
 
     def _flush(self) -> None:
         """Hand over what lies in the socket's buffer, before other bytes take its place."""

@@ -31,6 +31,7 @@ _FILE_S = 0.02
 # After this long without an instance a segment's files are made durable though it has room.
 _IDLE_S = 0.5
 _RETRY_S = 1.0
+# Beside a new segment, for files and rows.
 _SPARE_BYTES = 4 * 1024 * 1024
 _LOOK_S = 0.2
 # How often a journal is looked for that a process left behind.
@@ -243,7 +244,7 @@ class Settler:
 
     def _grow(self) -> None:
         """Make a segment if there is room: an attempt without it would fill the disk for everybody else."""
-        if self._spool.free_bytes() - self._spool.reserve_bytes > SEGMENT_BYTES + _SPARE_BYTES:
+        if self._spool.has_room(SEGMENT_BYTES + _SPARE_BYTES):
             with self._reported("journal"):
                 self.journal.grow()
 

@@ -4,9 +4,10 @@ P-DATA-TF: PS3.8 9.3.5 and Annex E. Command sets: PS3.7 6.3.1 and 9.3.1; they ar
 VR Little Endian.
 """
 
-import re
 import struct
 from typing import NamedTuple
+
+from daemon.uids import is_uid
 
 P_DATA = 0x04
 HEAD_BYTES = 6
@@ -20,7 +21,6 @@ _US = {0x0100, 0x0110, 0x0700, 0x0800}
 _UID = {0x0002, 0x1000}
 # Elements that may be there and say nothing to us: group length, move originator.
 _PASSED = {0x0000, 0x1030, 0x1031}
-_VALID_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 class Fragment(NamedTuple):
@@ -76,7 +76,7 @@ def read_store_request(context_id: int, command: memoryview) -> StoreRequest | N
     if values[0x0100] != _C_STORE_RQ or values[0x0800] == _NO_DATA_SET:
         return None
     sop_class, sop_instance = str(values[0x0002]), str(values[0x1000])
-    if not all(len(uid) <= 64 and _VALID_UID.fullmatch(uid) for uid in (sop_class, sop_instance)):
+    if not (is_uid(sop_class) and is_uid(sop_instance)):
         return None
     return StoreRequest(context_id, int(values[0x0110]), sop_class, sop_instance)
 
