@@ -530,7 +530,7 @@ def test_what_cannot_be_settled_stays_in_the_journal(tmp_path: Path) -> None:
 
 
 def test_a_journal_does_not_take_what_others_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a segment does not fit above the reserve none is tried; instances are files at once, until it does."""
+    """Where a segment does not fit above the reserve none is tried: instances are files at once."""
     monkeypatch.setattr(Spool, "free_bytes", lambda _spool: 30_000_000)
     with running(tmp_path) as node:
         folder = node.spool.root / "journal"
